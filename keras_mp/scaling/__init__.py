@@ -1,0 +1,50 @@
+"""Loss-scale rules: pure configs, ``init() -> state``, ``update(state, verdict)``."""
+
+import keras
+
+from keras_mp.scaling.base import LossScale, Verdict
+from keras_mp.scaling.dynamic import DynamicLossScale
+from keras_mp.scaling.log_normal import LogNormalLossScale
+from keras_mp.scaling.static import StaticLossScale
+
+__all__ = [
+    "DynamicLossScale",
+    "LogNormalLossScale",
+    "LossScale",
+    "StaticLossScale",
+    "Verdict",
+    "get",
+]
+
+_NAMED = {"dynamic": DynamicLossScale, "log_normal": LogNormalLossScale}
+
+
+def get(identifier):
+    """Return the loss-scale rule that ``identifier`` stands for.
+
+    Args:
+        identifier: A `LossScale`, ``"dynamic"``, ``"log_normal"``, or the dict that
+            `keras.saving.serialize_keras_object` makes of a rule.
+
+    Raises:
+        ValueError: It is none of these.
+
+    Example:
+
+    >>> get("dynamic").growth_interval
+    2000
+    """
+    if isinstance(identifier, LossScale):
+        return identifier
+    if isinstance(identifier, str) and identifier in _NAMED:
+        return _NAMED[identifier]()
+    if isinstance(identifier, dict):
+        rule = keras.saving.deserialize_keras_object(identifier)
+        if isinstance(rule, LossScale):
+            return rule
+    raise ValueError(
+        f"scaling={identifier!r} is no loss-scale rule. Pass one of "
+        f"{sorted(_NAMED)}, or a rule such as "
+        "keras_mp.scaling.DynamicLossScale(initial_scale=1024.0) or "
+        "keras_mp.scaling.StaticLossScale(128.0)."
+    )

@@ -1,0 +1,150 @@
+"""What every loss-scale rule is: a frozen config with pure functions over a state.
+
+A rule holds only its hyperparameters. Its state is a ``NamedTuple`` of scalars that
+the caller keeps (as Python numbers, arrays or variables), so the same rule serves an
+eager loop, a compiled graph and a stateless backend. Rules speak ``keras.ops`` only.
+"""
+
+import dataclasses
+import numbers
+from typing import ClassVar, NamedTuple
+
+import keras
+import numpy as np
+
+
+class Verdict(NamedTuple):
+    """What one step's aggregated gradients showed.
+
+    Attributes:
+        finite: Scalar bool. True if no gradient holds an inf or a NaN.
+        largest: Scalar float32, the largest absolute *unscaled* gradient; None for
+            rules whose ``needs_largest`` is False.
+    """
+
+    finite: object
+    largest: object = None
+
+
+class LossScale:
+    """Base of the loss-scale rules.
+
+    A subclass is a frozen dataclass that implements `init` and `update`. Its state
+    starts with the fields ``scale`` (float32) and ``clean_steps`` (int: finite steps
+    since the last overflow or growth); those two are what Keras's own optimizer
+    stores, and what makes checkpoints interchangeable.
+
+    `update` is pure: it returns a new state and synchronises with no device.
+    """
+
+    #: True if `update` reads ``verdict.largest``.
+    needs_largest: ClassVar[bool] = False
+
+    def init(self):
+        """Return the state before the first step, as NumPy scalars."""
+        raise NotImplementedError
+
+    def update(self, state, verdict):
+        """Return the state after a step that ended in ``verdict``."""
+        raise NotImplementedError
+
+    def adopt(self, state):
+        """Return ``state``, read from a checkpoint, with a scale this rule allows.
+
+        Args:
+            state: This rule's state as Python numbers; its scale may come from
+                another rule and may be 0, inf or NaN.
+        """
+        raise NotImplementedError
+
+    def exhausted(self, state, verdict):
+        """Return whether training should stop because the scale can fall no further.
+
+        Either a scalar bool tensor, or the constant False for a rule that never asks.
+        """
+        return False
+
+    def get_config(self):
+        """Return the hyperparameters as a new, JSON-serialisable dict."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config):
+        """Build a rule from `get_config`'s dict, which is left unchanged."""
+        return cls(**config)
+
+    def _store(self, **values):
+        """Set fields of the frozen dataclass during ``__post_init__``."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def checked_number(owner, name, value, *, above=0.0, below=np.inf, needs=None):
+    """Return ``value`` as a float if it lies strictly between two bounds.
+
+    Args:
+        owner: Name of the call, for the message.
+        name: Name of the argument.
+        value: What was passed.
+        above: Exclusive lower bound.
+        below: Exclusive upper bound.
+        needs: What to say the argument needs; by default the two bounds.
+
+    Raises:
+        TypeError: ``value`` is no real number.
+        ValueError: ``value`` is NaN or outside the bounds.
+    """
+    needs = needs or (
+        f"a finite number above {above:g}"
+        if below == np.inf
+        else f"a number above {above:g} and below {below:g}"
+    )
+    message = f"{owner}({name}={value!r}): `{name}` must be {needs}."
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{message} Got a {type(value).__name__}.")
+    if not above < value < below:
+        raise ValueError(message)
+    return float(value)
+
+
+def checked_count(owner, name, value):
+    """Return ``value`` as an int if it is a whole number of at least 1."""
+    message = f"{owner}({name}={value!r}): `{name}` must be a whole number, 1 or more."
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{message} Got a {type(value).__name__}.")
+    if value < 1:
+        raise ValueError(message)
+    return int(value)
+
+
+def checked_choice(owner, name, value, choices):
+    """Return ``value`` if it is one of ``choices``."""
+    if value not in choices:
+        options = " or ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{owner}({name}={value!r}): `{name}` must be {options}.")
+    return value
+
+
+def checked_range(owner, minimum, initial, maximum):
+    """Return the three scales as floats if minimum <= initial <= maximum."""
+    minimum = checked_number(owner, "min_scale", minimum)
+    initial = checked_number(owner, "initial_scale", initial)
+    maximum = checked_number(owner, "max_scale", maximum)
+    if not minimum <= initial <= maximum:
+        raise ValueError(
+            f"{owner}(min_scale={minimum!r}, initial_scale={initial!r}, "
+            f"max_scale={maximum!r}): these must satisfy min_scale <= initial_scale "
+            "<= max_scale. Lower `min_scale` or raise `max_scale`."
+        )
+    return minimum, initial, maximum
+
+
+def clipped_scale(scale, minimum, maximum):
+    """Return a checkpoint's scale moved into a range; NaN becomes the minimum."""
+    scale = float(scale)
+    return minimum if np.isnan(scale) else min(max(scale, minimum), maximum)
+
+
+def register(cls):
+    """Register a rule so that Keras saves and loads it without custom objects."""
+    return keras.saving.register_keras_serializable("keras_mp")(cls)

@@ -1,0 +1,65 @@
+"""Static loss scaling: one scale for the whole run; overflows are still skipped."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from keras import ops
+
+from keras_mp.scaling import base
+
+
+class StaticState(NamedTuple):
+    """State of `StaticLossScale`.
+
+    Attributes:
+        scale: float32 scalar, always the configured scale.
+        clean_steps: int scalar, finite steps since the last overflow.
+    """
+
+    scale: object
+    clean_steps: object
+
+
+@base.register
+@dataclasses.dataclass(frozen=True)
+class StaticLossScale(base.LossScale):
+    """Keep one scale for the whole run.
+
+    Unlike a ``loss_scale_factor`` on a Keras optimizer, a step whose gradients
+    overflow is still skipped and counted.
+
+    Args:
+        scale: A finite number above 0. Powers of two lose no bits.
+
+    Raises:
+        TypeError: ``scale`` is no number.
+        ValueError: ``scale`` is not finite and above 0.
+
+    Example:
+
+    >>> rule = StaticLossScale(128.0)
+    >>> float(rule.update(rule.init(), Verdict(finite=False)).scale)
+    128.0
+    """
+
+    scale: float
+
+    def __post_init__(self):
+        owner = "keras_mp.scaling.StaticLossScale"
+        self._store(scale=base.checked_number(owner, "scale", self.scale))
+
+    @property
+    def initial_scale(self):
+        """The scale, under the name the other rules use."""
+        return self.scale
+
+    def init(self):
+        return StaticState(scale=np.float32(self.scale), clean_steps=np.int64(0))
+
+    def update(self, state, verdict):
+        finite = ops.cast(verdict.finite, "bool")
+        return state._replace(clean_steps=ops.where(finite, state.clean_steps + 1, 0))
+
+    def adopt(self, state):
+        return state._replace(scale=self.scale)
