@@ -135,7 +135,9 @@ class DynamicLossScale(base.LossScale):
             grow, self.growth_factor, ops.where(back_off, self.backoff_factor, 1.0)
         )
         return DynamicState(
-            scale=ops.clip(state.scale * factor, self.min_scale, self.max_scale),
+            scale=ops.clip(
+                ops.multiply(state.scale, factor), self.min_scale, self.max_scale
+            ),
             clean_steps=ops.where(grow, 0, clean_steps),
             hysteresis_left=ops.where(refill, self.hysteresis, hysteresis_left),
             steps_since_rescale=ops.where(rescale, 0, steps),
@@ -156,14 +158,14 @@ class DynamicLossScale(base.LossScale):
     def _count(self, state, finite):
         """Count this step: (steps, overflows, hysteresis left, whether to back off)."""
         steps = state.steps_since_rescale + 1
-        overflows = state.overflows_since_rescale + ops.where(finite, 0, 1)
+        overflows = ops.add(state.overflows_since_rescale, ops.where(finite, 0, 1))
         intolerable = ops.greater_equal(
             ops.cast(overflows, "float32"),
             self.overflow_tolerance * ops.cast(steps, "float32"),
         )
         strike = ops.logical_and(ops.logical_not(finite), intolerable)
         hysteresis_left = ops.maximum(
-            state.hysteresis_left - ops.where(strike, 1, 0), 0
+            ops.subtract(state.hysteresis_left, ops.where(strike, 1, 0)), 0
         )
         back_off = ops.logical_and(strike, ops.equal(hysteresis_left, 0))
         return steps, overflows, hysteresis_left, back_off

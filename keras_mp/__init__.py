@@ -1,0 +1,22 @@
+"""Mixed-precision training for Keras 3 with float32's results."""
+
+from keras_mp import callbacks, hardware, layers, scaling
+from keras_mp.optimizer import LossScaleOptimizer
+from keras_mp.policies import Policy, policy_scope, set_policy
+from keras_mp.training import compile, load_model, wrap_optimizer
+from keras_mp.version import __version__
+
+__all__ = [
+    "LossScaleOptimizer",
+    "Policy",
+    "__version__",
+    "callbacks",
+    "compile",
+    "hardware",
+    "layers",
+    "load_model",
+    "policy_scope",
+    "scaling",
+    "set_policy",
+    "wrap_optimizer",
+]

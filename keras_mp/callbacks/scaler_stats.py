@@ -1,0 +1,90 @@
+"""`ScalerStats`: the loss scale and its counters in the logs of ``fit``."""
+
+import numbers
+import warnings
+
+import keras
+
+from keras_mp.optimizer import LossScaleOptimizer
+
+
+@keras.saving.register_keras_serializable("keras_mp")
+class ScalerStats(keras.callbacks.Callback):
+    """Writes the loss scale and the step counters into ``logs`` during ``fit``.
+
+    The progress bar, `History`, `CSVLogger`, `TensorBoard` and
+    ``EarlyStopping(monitor="scaler_skipped")`` then see them like any metric:
+    ``scaler_scale``, ``scaler_steps``, ``scaler_applied``, ``scaler_skipped``,
+    ``scaler_consecutive_skipped``, ``scaler_growths`` and ``scaler_backoffs``. Put it
+    before the callbacks that are to see them. Without loss scaling (bfloat16, float32)
+    it warns once and writes nothing.
+
+    Args:
+        frequency: ``"epoch"`` reads the device once an epoch, at its end. A number N
+            reads it after every N-th training step, or at the first chance after it
+            when ``steps_per_execution`` runs several at once; in between and at the
+            end of an epoch the logs repeat the last reading.
+
+    Raises:
+        ValueError: ``frequency`` is neither ``"epoch"`` nor a whole number above 0.
+
+    Example:
+
+    >>> history = model.fit(x, y, callbacks=[ScalerStats()])
+    >>> history.history["scaler_scale"]
+    [32768.0]
+    """
+
+    def __init__(self, frequency="epoch"):
+        super().__init__()
+        is_count = isinstance(frequency, numbers.Integral) and frequency > 0
+        if frequency != "epoch" and (not is_count or isinstance(frequency, bool)):
+            raise ValueError(
+                f"ScalerStats(frequency={frequency!r}): `frequency` must be 'epoch' or "
+                "a whole number of steps above 0, such as 100."
+            )
+        self.frequency = frequency
+
+    def on_train_begin(self, logs=None):
+        self._last = {}
+        self._steps_done = 0
+        self._steps_read = 0
+        self._epoch_start = 0
+        if not self._scales():
+            warnings.warn(
+                "ScalerStats has nothing to report: the model's optimizer is "
+                f"{self.model.optimizer!r}, not a keras_mp.LossScaleOptimizer. "
+                "float16 models get one from keras_mp.compile(model, ...); bfloat16 "
+                "and float32 need none.",
+                stacklevel=2,
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch_start = self._steps_done
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Under steps_per_execution, `batch` is the last of several.
+        self._steps_done = self._epoch_start + batch + 1
+        if self.frequency == "epoch":
+            return
+        if self._steps_done // self.frequency > self._steps_read // self.frequency:
+            self._read()
+        self._write(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.frequency == "epoch":
+            self._read()
+        self._write(logs)
+
+    def _read(self):
+        self._steps_read = self._steps_done
+        if self._scales():
+            stats = self.model.optimizer.stats()
+            self._last = {f"scaler_{name}": value for name, value in stats.items()}
+
+    def _write(self, logs):
+        if logs is not None:
+            logs.update(self._last)
+
+    def _scales(self):
+        return isinstance(self.model.optimizer, LossScaleOptimizer)

@@ -1,0 +1,116 @@
+"""Which low precision this machine's processors are fast in."""
+
+import pathlib
+from typing import NamedTuple
+
+#: Flags in /proc/cpuinfo of processors that multiply bfloat16 matrices in hardware.
+BFLOAT16_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
+
+
+class Recommendation(NamedTuple):
+    """A policy for this machine.
+
+    Attributes:
+        policy: Name of a dtype policy: ``"mixed_bfloat16"``, ``"mixed_float16"`` or
+            ``"float32"``.
+        reason: One sentence that says why, naming the hardware.
+    """
+
+    policy: str
+    reason: str
+
+
+def recommend():
+    """Return the policy that this machine's fastest devices compute well in.
+
+    bfloat16 on TPUs, on GPUs of compute capability 8.0 (Ampere) and later and on CPUs
+    with AVX512_BF16 or AMX; float16 on GPUs of capability 7.0 to 7.5 (Volta, Turing),
+    whose tensor cores know float16 only; float32 elsewhere. Of several GPUs the oldest
+    decides. The capabilities are those of NVIDIA's CUDA C++ Programming Guide.
+
+    Example:
+
+    >>> recommend().policy in ("mixed_bfloat16", "mixed_float16", "float32")
+    True
+    """
+    return choose(gpu_capabilities(), has_tpu(), cpu_flags())
+
+
+def choose(capabilities, tpu, flags):
+    """Return the `Recommendation` for a described machine.
+
+    Args:
+        capabilities: List with each GPU's compute capability as a (major, minor)
+            tuple, or None where it is unknown (not an NVIDIA GPU).
+        tpu: Whether there is a TPU.
+        flags: Set of the CPU's feature flags.
+    """
+    if tpu:
+        return Recommendation("mixed_bfloat16", "TPUs multiply matrices in bfloat16.")
+    if capabilities:
+        return _for_gpus(capabilities)
+    for flag in BFLOAT16_CPU_FLAGS:
+        if flag in flags:
+            return Recommendation(
+                "mixed_bfloat16", f"The CPU multiplies bfloat16 in hardware ({flag})."
+            )
+    return Recommendation(
+        "float32",
+        "There is no GPU or TPU, and the CPU shows neither AVX512_BF16 nor AMX: "
+        "lower precision would be emulated and slower.",
+    )
+
+
+def _for_gpus(capabilities):
+    if None in capabilities:
+        return Recommendation(
+            "float32", "A GPU reports no compute capability; its precision is unknown."
+        )
+    oldest = min(capabilities)
+    shown = ".".join(map(str, oldest))
+    if oldest >= (8, 0):
+        return Recommendation(
+            "mixed_bfloat16",
+            f"The GPU's tensor cores compute in bfloat16 (compute capability {shown}, "
+            "Ampere or later).",
+        )
+    if oldest >= (7, 0):
+        return Recommendation(
+            "mixed_float16",
+            f"The GPU's tensor cores compute in float16 but not in bfloat16 (compute "
+            f"capability {shown}, Volta or Turing).",
+        )
+    return Recommendation(
+        "float32", f"The GPU has no tensor cores (compute capability {shown})."
+    )
+
+
+def gpu_capabilities():
+    """Return each visible GPU's compute capability as (major, minor), or None."""
+    import tensorflow as tf
+
+    return [
+        tf.config.experimental.get_device_details(gpu).get("compute_capability")
+        for gpu in tf.config.get_visible_devices("GPU")
+    ]
+
+
+def has_tpu():
+    """Return whether TensorFlow sees a TPU."""
+    import tensorflow as tf
+
+    return bool(tf.config.get_visible_devices("TPU"))
+
+
+def cpu_flags(cpuinfo="/proc/cpuinfo"):
+    """Return the CPU's feature flags as a set; empty where the system hides them.
+
+    Args:
+        cpuinfo: File in the format of Linux's /proc/cpuinfo.
+    """
+    path = pathlib.Path(cpuinfo)
+    if not path.exists():
+        return set()
+    lines = path.read_text().splitlines()
+    flags = [line.partition(":")[2] for line in lines if line.startswith("flags")]
+    return set(flags[0].split()) if flags else set()

@@ -1,0 +1,103 @@
+"""`Float32`: run any layer in float32 inside a low-precision model."""
+
+import functools
+
+import keras
+
+from keras_mp import private
+from keras_mp.layers.island import Island
+
+
+@keras.saving.register_keras_serializable("keras_mp")
+class Float32(Island, keras.layers.Layer):
+    """Runs a layer in float32 and hands its outputs back in the dtype around it.
+
+    Float inputs are cast to float32 before the layer sees them, float outputs to the
+    outer compute dtype after it; integers and masks pass unchanged. ``training``,
+    masks, several or nested inputs and outputs, losses and weights work as for the
+    layer itself.
+
+    The layer, with all layers inside it, is put under a float32 policy for good.
+
+    Args:
+        layer: The `keras.layers.Layer` to run, built or not.
+        output_dtype: None to hand back the outer compute dtype, or a float dtype:
+            ``"float32"`` for the model's head.
+        dtype: The outer policy. Defaults to the global one.
+        name: Defaults to ``"float32_"`` and the layer's name.
+        **kwargs: Of `keras.layers.Layer`.
+
+    Raises:
+        TypeError: ``layer`` is no Keras layer.
+        ValueError: ``layer`` already holds variables in lower precision.
+
+    Example:
+
+    >>> with policy_scope("mixed_float16"):
+    ...     head = Float32(keras.layers.Dense(3), output_dtype="float32")
+    >>> head(keras.ops.ones((2, 4), dtype="float16")).dtype
+    'float32'
+    """
+
+    def __init__(self, layer, output_dtype=None, *, dtype=None, name=None, **kwargs):
+        _check_layer(layer)
+        # Keras reads the signature of `call` in __init__, before attributes are set.
+        self.__dict__["_wrapped"] = layer
+        super().__init__(
+            dtype=dtype,
+            output_dtype=output_dtype,
+            name=name or f"float32_{layer.name}",
+            **kwargs,
+        )
+        self.layer = layer
+        self.supports_masking = layer.supports_masking
+        for inner in private.walk(layer):
+            private.set_layer_policy(inner, keras.DTypePolicy("float32"))
+
+    @property
+    def call(self):
+        """Call the layer; has its signature, so Keras passes masks and `training`."""
+
+        @functools.wraps(self._wrapped.call)
+        def call(*args, **kwargs):
+            return self.handed_back(self._wrapped(*args, **kwargs))
+
+        return call
+
+    def compute_mask(self, inputs, previous_mask):
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def get_config(self):
+        layer = keras.saving.serialize_keras_object(self.layer)
+        return {**super().get_config(), "layer": layer}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        layer = keras.saving.deserialize_keras_object(
+            config["layer"], custom_objects=custom_objects
+        )
+        rest = {k: v for k, v in config.items() if k not in ("layer", "dtype")}
+        dtype = keras.dtype_policies.get(config["dtype"])
+        return cls(layer, dtype=dtype, **rest)
+
+
+def _check_layer(layer):
+    if not isinstance(layer, keras.layers.Layer):
+        raise TypeError(
+            f"Float32(layer) needs a keras layer. Got {layer!r} of type "
+            f"{type(layer).__name__}. For a function, wrap it as "
+            "Float32(keras.layers.Lambda(function)) or use "
+            "keras_mp.layers.Activation(function)."
+        )
+    low = [
+        variable.path
+        for variable in layer.variables
+        if keras.backend.is_float_dtype(variable.dtype)
+        and keras.backend.standardize_dtype(variable.dtype) in ("float16", "bfloat16")
+    ]
+    if low:
+        raise ValueError(
+            f"Float32(layer): layer '{layer.name}' already holds variables in low "
+            f"precision ({', '.join(low)}). Create it under a mixed or float32 policy, "
+            "which keeps variables in float32."
+        )

@@ -1,0 +1,491 @@
+"""`LossScaleOptimizer`: joins a scaling rule, the gradient checks and Keras."""
+
+import threading
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_mp import distribute, numerics, private, scaling
+
+# What the wrapper must not answer for itself: these settings and this state are the
+# inner optimizer's. The base class gives every optimizer its own; the wrapper drops
+# them, so that reading and writing them reaches the inner optimizer.
+_OF_INNER = frozenset(
+    {
+        "weight_decay",
+        "clipnorm",
+        "global_clipnorm",
+        "clipvalue",
+        "use_ema",
+        "ema_momentum",
+        "ema_overwrite_frequency",
+        "gradient_accumulation_steps",
+        "built",
+        "_iterations",
+        "_trainable_variables",
+        "_trainable_variables_indices",
+    }
+)
+
+_COUNTERS = ("applied", "skipped", "consecutive_skipped", "growths", "backoffs")
+
+
+@keras.saving.register_keras_serializable("keras_mp")
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Scales the loss so that float16 gradients neither vanish nor overflow.
+
+    A drop-in for `keras.optimizers.LossScaleOptimizer`. `scale_loss` multiplies the
+    loss by the current scale. `apply` aggregates the gradients over the replicas,
+    divides them by the scale and hands them to the inner optimizer, or, if any holds
+    an inf or a NaN, changes no weight and no optimizer variable. Then the scaling rule
+    sets the next scale. Nothing in a step synchronises with the device.
+
+    Every other attribute and setting (``beta_1``, ``weight_decay``, ``clipnorm``,
+    `exclude_from_weight_decay`, ...) is the inner optimizer's.
+
+    Args:
+        inner_optimizer: A `keras.optimizers.Optimizer`, or its name or config. If it
+            has been built, its variables are kept.
+        scaling: A rule of `keras_mp.scaling`, ``"dynamic"`` or ``"log_normal"``. A
+            plain number is an initial scale, as for Keras's class. Defaults to dynamic
+            scaling with ``initial_scale`` and ``dynamic_growth_steps``.
+        dynamic_growth_steps: Keras's name for the rule's ``growth_interval``. Defaults
+            to 2000 steps.
+        name: Name of the optimizer.
+        initial_scale: First scale of dynamic scaling. Defaults to 2**15.
+        **kwargs: Accepted and refused as by Keras's class.
+
+    Raises:
+        TypeError: ``inner_optimizer`` is no optimizer.
+        ValueError: ``inner_optimizer`` already scales its loss; a scale is not finite
+            and above 0; or both a rule and ``initial_scale`` or
+            ``dynamic_growth_steps`` are given.
+
+    Example:
+
+    >>> optimizer = LossScaleOptimizer("sgd", initial_scale=1024.0)
+    >>> weight = keras.Variable([1.0])
+    >>> optimizer.scale_loss(1.0)  # the gradients come out 1024 times as large
+    >>> optimizer.apply([keras.ops.array([1024.0])], [weight])
+    >>> optimizer.stats()["applied"]
+    1
+    """
+
+    # Until __init__ has called its base class, which assigns attributes.
+    _scaling = None
+
+    def __init__(
+        self,
+        inner_optimizer,
+        scaling=None,
+        dynamic_growth_steps=None,
+        name=None,
+        *,
+        initial_scale=None,
+        **kwargs,
+    ):
+        inner_optimizer = _checked_inner(inner_optimizer)
+        rule = _rule(scaling, initial_scale, dynamic_growth_steps)
+        factor = inner_optimizer.loss_scale_factor
+        super().__init__(inner_optimizer, name=name, **kwargs)
+        for attribute in _OF_INNER:
+            delattr(self, attribute)
+        self._scaling = rule
+        self._loop = threading.local()
+        self._warned_unscaled = False
+        self._make_state()
+        if factor is not None:
+            warnings.warn(
+                f"LossScaleOptimizer ignores loss_scale_factor={factor} of its "
+                f"inner optimizer '{inner_optimizer.name}': the loss would be scaled "
+                "twice. For a fixed scale pass "
+                f"scaling=keras_mp.scaling.StaticLossScale({factor}).",
+                stacklevel=2,
+            )
+
+    def _make_state(self):
+        """Create the rule's state and the counters as variables, equal everywhere.
+
+        Every one of them is assigned once for all replicas, from a verdict that all
+        replicas share, so none needs an aggregation.
+        """
+        state = self._scaling.init()
+        self.step_counter = self._scalar("step_counter", state.clean_steps)
+        self.dynamic_scale = self._scalar("dynamic_scale", state.scale)
+        self._counters = self.add_variable(
+            (len(_COUNTERS),), dtype="int", aggregation="none", name="counters"
+        )
+        self._extra_state = {
+            field: self._scalar(field, value)
+            for field, value in state._asdict().items()
+            if field not in ("scale", "clean_steps")
+        }
+
+    def _scalar(self, name, value):
+        return self.add_variable(
+            (),
+            initializer=keras.initializers.Constant(value),
+            dtype="int" if isinstance(value, np.integer) else "float32",
+            aggregation="none",
+            name=name,
+        )
+
+    # Attributes that are the inner optimizer's.
+
+    def __getattr__(self, name):
+        inner = self.__dict__.get("inner_optimizer")
+        if inner is None or (name.startswith("_") and name not in _OF_INNER):
+            raise AttributeError(
+                f"'{type(self).__name__}' object has no attribute '{name}'"
+            )
+        return getattr(inner, name)
+
+    def __setattr__(self, name, value):
+        inner = self.__dict__.get("inner_optimizer")
+        if inner is not None and self._is_of_inner(inner, name):
+            setattr(inner, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _is_of_inner(self, inner, name):
+        if name in _OF_INNER:
+            return self._scaling is not None
+        own = name in self.__dict__ or hasattr(type(self), name)
+        return not own and not name.startswith("_") and hasattr(inner, name)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Exclude variables from the inner optimizer's weight decay."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    # The scaling rule, under our name and under Keras's two.
+
+    @property
+    def scaling(self):
+        """The scaling rule, a frozen config."""
+        return self._scaling
+
+    @property
+    def initial_scale(self):
+        """The rule's first scale."""
+        return self._scaling.initial_scale
+
+    @initial_scale.setter
+    def initial_scale(self, value):
+        if self._scaling is not None:
+            self._scaling = _rule(None, value, self.dynamic_growth_steps)
+            if not self.built:
+                self.dynamic_scale.assign(self._scaling.initial_scale)
+
+    @property
+    def dynamic_growth_steps(self):
+        """The rule's ``growth_interval``; None for a rule without one."""
+        return getattr(self._scaling, "growth_interval", None)
+
+    @dynamic_growth_steps.setter
+    def dynamic_growth_steps(self, value):
+        if self._scaling is not None:
+            self._scaling = _rule(None, self.initial_scale, value)
+
+    # One step.
+
+    def build(self, var_list):
+        """Create the inner optimizer's variables, unless it has them."""
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build(var_list)
+
+    def scale_loss(self, loss):
+        """Return ``loss`` times the current scale, at least in float32.
+
+        Does not synchronise with the device.
+        """
+        self._loop.scaled, self._loop.unscaled = True, False
+        return ops.multiply(loss, self.dynamic_scale)
+
+    def get_scaled_loss(self, loss):
+        """Return ``loss`` times the scale; tf.keras's name for `scale_loss`."""
+        return self.scale_loss(loss)
+
+    def get_unscaled_gradients(self, grads):
+        """Return ``grads`` divided by the scale, for loops that clip or log them.
+
+        Afterwards `apply` takes gradients as they are, until the next `scale_loss`.
+        Under a strategy they are this replica's, not yet aggregated.
+
+        Args:
+            grads: List of gradients of a scaled loss; None and sparse ones are kept.
+
+        Does not synchronise with the device.
+        """
+        self._loop.unscaled = True
+        return [numerics.unscale(gradient, self.dynamic_scale) for gradient in grads]
+
+    def check_finite(self, grads):
+        """Return a scalar bool tensor: no gradient holds an inf or a NaN."""
+        return numerics.all_finite(grads)
+
+    def apply(self, grads, trainable_variables=None):
+        """Update the variables with the gradients of a scaled loss, if all are finite.
+
+        Args:
+            grads: List of gradients, of this replica under a strategy. None and sparse
+                gradients are allowed.
+            trainable_variables: The variables they belong to. Defaults to those the
+                optimizer was built with.
+
+        Does not synchronise with the device.
+        """
+        grads = list(grads)
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            self.build(trainable_variables)
+        unscaled = self._end_of_loop()
+
+        def commit(grads):
+            variables = trainable_variables or self._trainable_variables
+            if not unscaled:
+                grads = self._unscaled(grads, variables)
+            self.inner_optimizer.apply(grads, trainable_variables)
+
+        distribute.run_step(
+            self.inner_optimizer,
+            grads,
+            judge=lambda grads: self._judge(grads, unscaled),
+            commit=commit,
+            advance=self._advance,
+        )
+
+    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
+        """Return what `apply` would make of the variables, for stateless backends."""
+        mapping = list(zip(self.variables, optimizer_variables, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            verdict = self._judge(grads, unscaled=False)
+            grads = self._unscaled(grads, self._trainable_variables)
+            self._advance(verdict)
+        own = [scope.get_current_value(variable) for variable in self._variables]
+        inner = list(optimizer_variables[len(own) :])
+        trainable_variables, inner = ops.cond(
+            verdict.finite,
+            lambda: self.inner_optimizer.stateless_apply(
+                inner, grads, trainable_variables
+            ),
+            lambda: (trainable_variables, inner),
+        )
+        return trainable_variables, own + inner
+
+    def _end_of_loop(self):
+        """Return whether this loop's gradients are unscaled already; warn if unsure."""
+        scaled = getattr(self._loop, "scaled", False)
+        unscaled = getattr(self._loop, "unscaled", False)
+        self._loop.scaled = self._loop.unscaled = False
+        if not (scaled or unscaled or self._warned_unscaled):
+            self._warned_unscaled = True
+            warnings.warn(
+                "LossScaleOptimizer.apply() was called without scale_loss() before "
+                "it. Gradients are divided by the scale; if the loss was not "
+                "multiplied by it, every update shrinks to nearly nothing. Compute "
+                "the gradients of `optimizer.scale_loss(loss)`.",
+                stacklevel=3,
+            )
+        return unscaled
+
+    def _unscaled(self, grads, variables):
+        return [
+            # A float8 layer's "gradients" are its new scaling factors.
+            gradient
+            if getattr(variable, "overwrite_with_gradient", False)
+            else numerics.unscale(gradient, self.dynamic_scale)
+            for gradient, variable in zip(grads, variables, strict=True)
+        ]
+
+    def _judge(self, grads, unscaled):
+        largest = None
+        if self._scaling.needs_largest:
+            largest = numerics.largest(grads)
+            if not unscaled:
+                largest = ops.divide(largest, self.dynamic_scale)
+        return scaling.Verdict(numerics.all_finite(grads), largest)
+
+    def _advance(self, verdict):
+        """Let the rule set the next scale, and count the step."""
+        old = self._state()
+        new = self._scaling.update(old, verdict)
+        exhausted = self._scaling.exhausted(old, verdict)
+        grown = ops.greater(new.scale, old.scale)
+        shrunk = ops.less(new.scale, old.scale)
+        bad = ops.logical_not(verdict.finite)
+        events = ops.stack([verdict.finite, bad, bad, grown, shrunk])
+        ongoing = ops.stack([True, True, bad, True, True])
+        self._counters.assign(
+            self._counters * ops.cast(ongoing, self._counters.dtype)
+            + ops.cast(events, self._counters.dtype)
+        )
+        for variable, value in zip(
+            self._state_variables().values(), new, strict=True
+        ):
+            variable.assign(value)
+        if exhausted is not False:
+            private.raise_if(exhausted, _EXHAUSTED)
+
+    def _state_variables(self):
+        """Return the variables that hold the rule's state, by field, in its order."""
+        known = {"scale": self.dynamic_scale, "clean_steps": self.step_counter}
+        return known | self._extra_state
+
+    def _state(self):
+        state = type(self._scaling.init())
+        values = {k: v.value for k, v in self._state_variables().items()}
+        return state(**values)
+
+    # What a person reads.
+
+    @property
+    def skipped_steps(self):
+        """Steps skipped so far, as a scalar int tensor that needs no synchronising."""
+        return self._counters.value[_COUNTERS.index("skipped")]
+
+    def stats(self):
+        """Return the scale and the counters as plain numbers.
+
+        Returns:
+            A dict with ``scale`` (float: what the next loss is multiplied by) and the
+            ints ``steps`` (calls of `apply`), ``applied``, ``skipped``,
+            ``consecutive_skipped`` (the current run of skipped steps), ``growths`` and
+            ``backoffs`` (changes of the scale).
+
+        Synchronises with the device.
+        """
+        counts = np.asarray(ops.convert_to_numpy(self._counters)).tolist()
+        counters = dict(zip(_COUNTERS, counts, strict=True))
+        scale = float(ops.convert_to_numpy(self.dynamic_scale))
+        steps = counters["applied"] + counters["skipped"]
+        return {"scale": scale, "steps": steps, **counters}
+
+    # Saving.
+
+    def save_own_variables(self, store):
+        """Write Keras's variables under Keras's keys, and ours under their names."""
+        for index, variable in enumerate(self._keras_variables()):
+            store[str(index)] = variable.numpy()
+        for name, variable in self._named_variables().items():
+            store[name] = variable.numpy()
+
+    def load_own_variables(self, store):
+        """Read a checkpoint of this class, of Keras's class or of the bare optimizer.
+
+        State that the checkpoint does not hold starts afresh; a scale that the rule
+        does not allow, such as the 0 or inf that Keras's class can reach, is moved
+        into the rule's range.
+        """
+        indexed = sum(key.isdigit() for key in store.keys())
+        if indexed == len(self.inner_optimizer.variables):
+            return self.inner_optimizer.load_own_variables(store)
+        if indexed != len(self._keras_variables()):
+            return super().load_own_variables(store)
+        for index, variable in enumerate(self._keras_variables()):
+            variable.assign(store[str(index)])
+        for name, variable in self._named_variables().items():
+            if name in store.keys():
+                variable.assign(store[name])
+        self._adopt_state()
+
+    def _keras_variables(self):
+        own = self._variables[: self._variables.index(self._counters)]
+        return own + self.inner_optimizer.variables
+
+    def _named_variables(self):
+        return {"counters": self._counters} | self._extra_state
+
+    def _adopt_state(self):
+        variables = self._state_variables()
+        state = type(self._scaling.init())
+        read = state(**{k: v.numpy().item() for k, v in variables.items()})
+        adopted = self._scaling.adopt(read)
+        for variable, value in zip(variables.values(), adopted, strict=True):
+            variable.assign(value)
+
+    def get_config(self):
+        """Return a new dict; Keras's own four keys where they say it all."""
+        config = {
+            "name": self.name,
+            "inner_optimizer": keras.saving.serialize_keras_object(
+                self.inner_optimizer
+            ),
+        }
+        rule, growth_steps = self._scaling, self.dynamic_growth_steps
+        if growth_steps and rule == _rule(None, self.initial_scale, growth_steps):
+            config["initial_scale"] = self.initial_scale
+            config["dynamic_growth_steps"] = growth_steps
+        else:
+            config["scaling"] = keras.saving.serialize_keras_object(rule)
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Build an optimizer from a config of this class or of Keras's."""
+        inner_optimizer = keras.saving.deserialize_keras_object(
+            config["inner_optimizer"], custom_objects=custom_objects
+        )
+        rest = {k: v for k, v in config.items() if k != "inner_optimizer"}
+        return cls(inner_optimizer, **rest)
+
+
+_EXHAUSTED = (
+    "LossScaleOptimizer: gradients overflowed although the loss scale has already "
+    "fallen to its floor (min_scale), so no smaller scale can help. Look for NaN or "
+    "inf in the inputs, a learning rate that diverges, or a layer that needs float32; "
+    "on_floor='hold' keeps skipping such steps instead."
+)
+
+
+def _checked_inner(inner_optimizer):
+    """Return the optimizer that was named, configured or passed."""
+    if isinstance(inner_optimizer, str | dict):
+        inner_optimizer = keras.optimizers.get(inner_optimizer)
+    if isinstance(inner_optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "LossScaleOptimizer(inner_optimizer=...): the optimizer "
+            f"'{inner_optimizer.name}' is a {type(inner_optimizer).__name__} already, "
+            "and the loss would be scaled twice. Pass its `.inner_optimizer`."
+        )
+    if not isinstance(inner_optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            "LossScaleOptimizer(inner_optimizer=...) needs a keras optimizer, its "
+            f"name or its config. Got {inner_optimizer!r} of type "
+            f"{type(inner_optimizer).__name__}. Pass for example 'adam'."
+        )
+    return inner_optimizer
+
+
+def _rule(rule, initial_scale, growth_steps):
+    """Return the rule that the constructor's arguments ask for."""
+    if isinstance(rule, int | float) and not isinstance(rule, bool):
+        rule, initial_scale = None, rule if initial_scale is None else initial_scale
+    if rule is None:
+        return _dynamic_rule(initial_scale, growth_steps)
+    if initial_scale is not None or growth_steps is not None:
+        raise ValueError(
+            f"LossScaleOptimizer(scaling={rule!r}, initial_scale={initial_scale!r}, "
+            f"dynamic_growth_steps={growth_steps!r}): pass either a rule or Keras's "
+            "two arguments. A rule takes them as `initial_scale` and "
+            "`growth_interval`."
+        )
+    return scaling.get(rule)
+
+
+def _dynamic_rule(initial_scale, growth_steps):
+    """Return the default rule with Keras's two settings.
+
+    Keras knows no floor and no cap, so a first scale beyond ours moves them.
+    """
+    settings = {}
+    if growth_steps is not None:
+        settings["growth_interval"] = growth_steps
+    if initial_scale is not None:
+        rule = scaling.DynamicLossScale
+        usable = scaling.StaticLossScale(initial_scale).scale
+        settings["initial_scale"] = usable
+        settings["min_scale"] = min(usable, rule.min_scale)
+        settings["max_scale"] = max(usable, rule.max_scale)
+    return scaling.DynamicLossScale(**settings)

@@ -1,0 +1,266 @@
+"""`Policy`: a dtype policy with layers that stay in float32, and how to set one."""
+
+import contextlib
+import inspect
+import re
+import weakref
+
+import keras
+
+from keras_mp import hardware, private
+
+_FLOAT32 = keras.DTypePolicy("float32")
+
+
+@keras.saving.register_keras_serializable("keras_mp")
+class Policy(keras.dtype_policies.DTypePolicyMap):
+    """A dtype policy with rules for the layers that compute in float32.
+
+    Usable wherever Keras takes a dtype policy: `keras_mp.set_policy`, a layer's
+    ``dtype``, `keras_mp.compile`. A layer that a rule matches gets a plain float32
+    policy; every other one keeps the policy together with its rules, so that layers it
+    creates later obey them, and so that they are saved in the ``.keras`` file.
+
+    Args:
+        name: A Keras policy name such as ``"mixed_float16"``, ``"mixed_bfloat16"`` or
+            ``"float32"``; or ``"auto"`` to pick by hardware (`keras_mp.hardware`).
+            Defaults to ``"auto"``.
+        float32: Rules, each a layer class or a regular expression that must match in
+            full a layer's name or a run of names in its path, such as ``"head"``,
+            ``"block_.*"`` or ``"encoder/attention"``. A rule that matches a container
+            covers everything inside. Patterns with a ``/`` need a path, which layers
+            get when they are built or when the model is compiled with
+            `keras_mp.compile`.
+
+    Attributes:
+        rules: The rules, as a tuple of strings and classes.
+        reason: Why ``"auto"`` chose as it did; None if the policy was named.
+
+    Raises:
+        ValueError: An unknown policy, or a string that is no regular expression.
+        TypeError: A rule that is neither a string nor a layer class.
+
+    Example:
+
+    >>> policy = Policy("mixed_bfloat16", float32=["head", keras.layers.Softmax])
+    >>> keras.layers.Dense(10, name="head", dtype=policy).compute_dtype
+    'float32'
+    >>> keras.layers.Dense(10, name="body", dtype=policy).compute_dtype
+    'bfloat16'
+    """
+
+    # A subclass of DTypePolicyMap, because Keras replaces every other kind of policy
+    # by its name when a model is loaded.
+
+    def __init__(self, name="auto", float32=()):
+        self.reason = None
+        if name == "auto":
+            name, self.reason = hardware.recommend()
+        super().__init__(default_policy=_named_policy(name))
+        self.rules = _checked_rules(float32)
+        self._layer = None
+
+    @property
+    def name(self):
+        """Name of the policy for the layers that no rule matches."""
+        return self.default_policy.name
+
+    def matches(self, layer, path):
+        """Return whether a rule keeps ``layer``, found under ``path``, in float32."""
+        return any(rule_matches(rule, layer, path) for rule in self.rules)
+
+    def for_layer(self, layer, path):
+        """Return the policy that ``layer``, found under ``path``, is to have."""
+        if self.matches(layer, path):
+            return _FLOAT32
+        own = type(self).from_config(self.get_config())
+        own._layer = weakref.ref(layer)
+        return own
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "float32": [_rule_config(rule) for rule in self.rules],
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        rules = [_rule_from(rule, custom_objects) for rule in config["float32"]]
+        return cls(config["name"], rules)
+
+    def __eq__(self, other):
+        return (
+            isinstance(other, Policy)
+            and (self.name, self.rules) == (other.name, other.rules)
+        )
+
+    def __hash__(self):
+        return hash((self.name, self.rules))
+
+    def __repr__(self):
+        rules = [getattr(rule, "__name__", rule) for rule in self.rules]
+        return f"<Policy '{self.name}', float32={rules}>"
+
+    def __reduce__(self):
+        return type(self).from_config, (self.get_config(),)
+
+    # The mapping that Keras's base class is: empty, except that Keras writes
+    # `layer.dtype_policy = policy` as an item. One object serves one layer, so the
+    # item is that layer's new policy.
+
+    def __getitem__(self, path):
+        return self.default_policy
+
+    def __setitem__(self, path, policy):
+        private.set_layer_policy(self._layer(), policy)
+
+    def __contains__(self, path):
+        return False
+
+    def __len__(self):
+        return 0
+
+    def __iter__(self):
+        return iter(())
+
+    def __bool__(self):
+        return True
+
+
+def get(policy):
+    """Return ``policy`` as a Keras dtype policy.
+
+    Args:
+        policy: A dtype policy, its name, or ``"auto"``.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    return policy if isinstance(policy, keras.DTypePolicy) else Policy(policy)
+
+
+def set_policy(policy):
+    """Set the policy of all layers created from now on.
+
+    Args:
+        policy: A `Policy`, any other Keras dtype policy, or a name; ``"auto"`` picks
+            by hardware.
+
+    Returns:
+        The policy that was set; its ``reason`` says why ``"auto"`` picked it.
+
+    Example:
+
+    >>> set_policy("mixed_bfloat16").compute_dtype
+    'bfloat16'
+    """
+    policy = get(policy)
+    keras.config.set_dtype_policy(policy)
+    return policy
+
+
+@contextlib.contextmanager
+def policy_scope(policy):
+    """Set the policy inside a ``with`` block and restore what was there afterwards.
+
+    The earlier policy comes back after an exception too. The block's target is the
+    policy that was set.
+
+    Example:
+
+    >>> with policy_scope("mixed_float16"):
+    ...     layer = keras.layers.Dense(8)
+    >>> layer.compute_dtype
+    'float16'
+    """
+    before = keras.config.dtype_policy()
+    policy = set_policy(policy)
+    try:
+        yield policy
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def rule_matches(rule, layer, path):
+    """Return whether one rule matches a layer.
+
+    Args:
+        rule: A layer class, or a regular expression as a string.
+        layer: The layer.
+        path: Names of its containers and itself, joined by ``/``.
+    """
+    if inspect.isclass(rule):
+        return isinstance(layer, rule)
+    names = path.split("/")
+    runs = (
+        "/".join(names[start:end])
+        for end in range(1, len(names) + 1)
+        for start in range(end)
+    )
+    return any(re.fullmatch(rule, run) for run in runs)
+
+
+def _resolve(layer, policy, path):
+    return policy.for_layer(layer, path) if isinstance(policy, Policy) else policy
+
+
+private.layer_policy_hook(_resolve)
+
+
+def _named_policy(name):
+    if isinstance(name, keras.DTypePolicy):
+        name = name.name
+    try:
+        return keras.dtype_policies.get(name)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{name!r} is no dtype policy. Pass 'mixed_bfloat16', 'mixed_float16', a "
+            "float dtype such as 'float32', or 'auto' to pick by hardware."
+        ) from error
+
+
+def _checked_rules(rules):
+    if isinstance(rules, str) or inspect.isclass(rules):
+        rules = (rules,)
+    return tuple(_checked_rule(rule) for rule in rules)
+
+
+def _checked_rule(rule):
+    if inspect.isclass(rule) and issubclass(rule, keras.layers.Layer):
+        return rule
+    if not isinstance(rule, str):
+        raise TypeError(
+            f"Policy(float32=[...]): each rule must be a layer's name, a regular "
+            f"expression or a layer class. Got {rule!r} of type "
+            f"{type(rule).__name__}. For a single layer pass its name."
+        )
+    try:
+        re.compile(rule)
+    except re.error as error:
+        raise ValueError(
+            f"Policy(float32=[{rule!r}]): the rule is no regular expression "
+            f"({error}). Write for example 'block_.*' for names that start with "
+            f"block_, or {re.escape(rule)!r} for this very name."
+        ) from error
+    return rule
+
+
+def _rule_config(rule):
+    if isinstance(rule, str):
+        return rule
+    return {"class_name": keras.saving.get_registered_name(rule)}
+
+
+def _rule_from(config, custom_objects):
+    if not isinstance(config, dict):
+        return config
+    name = config["class_name"]
+    found = keras.saving.get_registered_object(name, custom_objects)
+    found = found or getattr(keras.layers, name, None)
+    if found is None:
+        raise ValueError(
+            f"A saved Policy keeps layers of class '{name}' in float32, but no such "
+            "class is known. Decorate it with "
+            "@keras.saving.register_keras_serializable(), or pass custom_objects."
+        )
+    return found

@@ -1,0 +1,198 @@
+"""The one-call paths: compile a model, wrap an optimizer, load a model."""
+
+import difflib
+import functools
+import warnings
+
+import keras
+from keras import ops
+
+from keras_mp import convert, distribute, policies, private, scaling
+from keras_mp.optimizer import LossScaleOptimizer
+
+
+def compile(
+    model, optimizer="adam", loss=None, *, policy=None, scaling=None, **compile_kwargs
+):
+    """Compile ``model`` for mixed precision: ``model.compile`` with what is missing.
+
+    If any layer computes in float16, the optimizer is wrapped in a
+    `LossScaleOptimizer`; under bfloat16 and float32 only if ``scaling`` is given. A
+    step that is skipped then changes nothing at all: BatchNorm statistics, metrics and
+    every other variable of the model are what they were before it, and so the epoch's
+    loss stays finite.
+
+    Args:
+        model: A Keras model, built or not.
+        optimizer: A Keras optimizer, its name or its config. A
+            `keras_mp.LossScaleOptimizer` is used as it is.
+        loss: As for ``model.compile``.
+        policy: None to leave the layers as they are, or a dtype policy, its name or
+            ``"auto"``, under which to put them first, in place.
+        scaling: None for dynamic loss scaling where it is needed, or a rule of
+            `keras_mp.scaling` (or ``"dynamic"``, ``"log_normal"``) to use.
+        **compile_kwargs: As for ``model.compile``.
+
+    Raises:
+        TypeError: ``model`` is no Keras model, or ``optimizer`` no optimizer.
+        ValueError: ``optimizer`` is Keras's own `LossScaleOptimizer`; a rule is given
+            together with an optimizer that has one; or the policy is unknown or does
+            not fit the model's variables.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> keras_mp.compile(model, "adam", loss="mse", policy="mixed_float16")
+    >>> model.optimizer.stats()["scale"]
+    32768.0
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"keras_mp.compile(model, ...) needs a keras model. Got {model!r} of type "
+            f"{type(model).__name__}."
+        )
+    if policy is not None:
+        convert.apply_policy(model, policy)
+    _report_unmatched_rules(model)
+    optimizer = wrap_optimizer(model, optimizer, scaling=scaling)
+    # Keras would go by one policy name, and wrap in its own class.
+    compile_kwargs["auto_scale_loss"] = False
+    model.compile(optimizer=optimizer, loss=loss, **compile_kwargs)
+
+
+def wrap_optimizer(model, optimizer, scaling=None):
+    """Return ``optimizer`` with loss scaling if ``model`` needs it, else itself.
+
+    For models with several optimizers, such as GANs: wrap each one, and use its
+    ``scale_loss`` in ``train_step``. If ``model`` is the model whose ``train_step``
+    uses them, a step that any of them skips leaves its other variables unchanged.
+
+    Args:
+        model: The Keras model that the optimizer trains.
+        optimizer: A Keras optimizer, its name or its config.
+        scaling: None for dynamic scaling if a layer of ``model`` computes in float16;
+            or a rule, which is used in any case.
+
+    Returns:
+        A `LossScaleOptimizer`, or the Keras optimizer where no scaling is needed.
+
+    Raises:
+        TypeError: ``optimizer`` is no optimizer.
+        ValueError: ``optimizer`` is Keras's own `LossScaleOptimizer`, or has a rule
+            and another is given.
+
+    Example:
+
+    >>> optimizer = keras_mp.wrap_optimizer(model, keras.optimizers.Adam(2e-4))
+    """
+    rule = _checked_rule(scaling)
+    if isinstance(optimizer, str | dict):
+        optimizer = keras.optimizers.get(optimizer)
+    wrapped = isinstance(optimizer, LossScaleOptimizer)
+    if wrapped and rule is not None and rule != optimizer.scaling:
+        raise ValueError(
+            f"scaling={rule!r} was given for optimizer '{optimizer.name}', which has "
+            f"the rule {optimizer.scaling!r} already. Give the rule in one place."
+        )
+    if not wrapped and (rule is not None or needs_loss_scaling(model)):
+        optimizer = LossScaleOptimizer(optimizer, rule)
+        wrapped = True
+    if wrapped:
+        protect(model)
+    return optimizer
+
+
+def needs_loss_scaling(model):
+    """Return whether any layer of ``model`` computes in float16."""
+    return any(layer.compute_dtype == "float16" for layer in private.walk(model))
+
+
+def load_model(path, **kwargs):
+    """Load a ``.keras`` file as `keras.saving.load_model` does, ready to train on.
+
+    Policies with their rules, float32 islands, the scaling rule, the scale and the
+    counters come back with plain Keras too; what this adds is the protection of the
+    model's state in skipped steps, which `keras_mp.compile` gave it.
+
+    Args:
+        path: The file.
+        **kwargs: Of `keras.saving.load_model`.
+
+    Example:
+
+    >>> model = keras_mp.load_model("model.keras")
+    """
+    model = keras.saving.load_model(path, **kwargs)
+    if isinstance(getattr(model, "optimizer", None), LossScaleOptimizer):
+        protect(model)
+    return model
+
+
+def protect(model):
+    """Make a skipped step leave every variable of ``model`` as it was.
+
+    A forward pass that overflows writes its inf and NaN into BatchNorm statistics,
+    metrics and random seeds before any gradient exists to be judged. So the model's
+    ``train_step`` is wrapped: it keeps the values these variables had, runs the step,
+    and puts them back if an optimizer skipped. Values are kept by reference and put
+    back in a branch, so a step that is applied copies nothing.
+
+    Calling it again changes nothing.
+    """
+    if getattr(model.train_step, "_keras_mp_protected", False):
+        return
+    train_step = model.train_step
+
+    @functools.wraps(train_step)
+    def protected(data):
+        optimizers = _scaling_optimizers(model)
+        skipped = [optimizer.skipped_steps for optimizer in optimizers]
+        variables = model.non_trainable_variables + model.metrics_variables
+        values = [ops.convert_to_tensor(variable) for variable in variables]
+        logs = train_step(data)
+        if not optimizers:
+            return logs
+        skipped_now = [optimizer.skipped_steps for optimizer in optimizers]
+        clean = ops.all(ops.equal(ops.stack(skipped), ops.stack(skipped_now)))
+        distribute.restore_unless(clean, variables, values)
+        return _restored_logs(model, logs)
+
+    protected._keras_mp_protected = True
+    model.train_step = protected
+
+
+def _scaling_optimizers(model):
+    return [v for v in vars(model).values() if isinstance(v, LossScaleOptimizer)]
+
+
+def _restored_logs(model, logs):
+    """Return ``logs`` with the model's metrics as they are after the restoring."""
+    results = model.get_metrics_result()
+    return {name: results.get(name, value) for name, value in logs.items()}
+
+
+def _checked_rule(rule):
+    return None if rule is None else scaling.get(rule)
+
+
+def _report_unmatched_rules(model):
+    """Warn about the rules of any policy in ``model`` that match none of its layers."""
+    held = [layer.dtype_policy for layer in private.walk(model)]
+    for policy in {policy for policy in held if isinstance(policy, policies.Policy)}:
+        for rule in convert.unmatched_rules(model, policy):
+            shown = rule if isinstance(rule, str) else rule.__name__
+            warnings.warn(
+                f"Policy rule '{shown}' matches no layer of model '{model.name}', so "
+                f"it keeps nothing in float32.{_suggestion(model, shown)}",
+                stacklevel=3,
+            )
+
+
+def _suggestion(model, rule):
+    names = [layer.name for layer in private.walk(model)]
+    close = difflib.get_close_matches(rule.split("/")[-1], names, n=1)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    if not model.built:
+        return " The model is not built yet; layers it creates later are not seen."
+    return f" Its layers are: {', '.join(names)}."
