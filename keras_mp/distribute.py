@@ -21,7 +21,7 @@ def has_strategy():
 
 
 def run_step(optimizer, gradients, judge, commit, advance):
-    """Judge one step's gradients and update the variables only if they are finite.
+    """Aggregate one step's gradients, judge them, and update only if they are finite.
 
     Args:
         optimizer: The inner optimizer, whose own all-reduce is switched off meanwhile.
@@ -45,13 +45,35 @@ def run_step(optimizer, gradients, judge, commit, advance):
         )
     context = tf.distribute.get_replica_context()
     gradients = _all_reduce(context, gradients)
-    with _aggregated(optimizer):
-        if tf.__internal__.distribute.strategy_supports_no_merge_call():
-            _judge_and_commit(gradients, judge, commit, advance)
-        else:
-            # A cond may hold no merge_call, which the inner optimizer makes, so the
-            # branch is taken where all replicas meet.
-            context.merge_call(_merged_step, args=(gradients, judge, commit, advance))
+    if tf.__internal__.distribute.strategy_supports_no_merge_call():
+        with _aggregated(optimizer):
+            return _judge_and_commit(gradients, judge, commit, advance)
+
+    # A cond may hold no merge_call, which the inner optimizer makes, so the branch is
+    # taken where all replicas meet.
+    def merged(strategy, gradients):
+        def commit_everywhere(_):
+            with _aggregated(optimizer):
+                strategy.extended.call_for_each_replica(commit, args=(gradients,))
+
+        # Aggregated gradients are the same everywhere: one replica's speak for all.
+        local = [_first_local(strategy, gradient) for gradient in gradients]
+        _judge_and_commit(local, judge, commit_everywhere, advance)
+
+    context.merge_call(merged, args=(gradients,))
+
+
+def values_of(variables):
+    """Return the present values of ``variables``, on this replica, as tensors.
+
+    Values are shared, not copied, until a variable is assigned. `keras.ops` hands a
+    TensorFlow variable back instead of reading it.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return [ops.copy(variable) for variable in variables]
+    import tensorflow as tf
+
+    return [tf.convert_to_tensor(variable.value) for variable in variables]
 
 
 def restore_unless(clean, variables, values):
@@ -81,17 +103,6 @@ def restore_unless(clean, variables, values):
 def _judge_and_commit(gradients, judge, commit, advance):
     verdict = judge(gradients)
     ops.cond(verdict.finite, lambda: _nothing(commit(gradients)), _nothing)
-    advance(verdict)
-
-
-def _merged_step(strategy, gradients, judge, commit, advance):
-    """Run one step where all replicas meet; aggregated gradients agree on them."""
-    verdict = judge([_first_local(strategy, gradient) for gradient in gradients])
-
-    def commit_everywhere():
-        strategy.extended.call_for_each_replica(commit, args=(gradients,))
-
-    ops.cond(verdict.finite, lambda: _nothing(commit_everywhere()), _nothing)
     advance(verdict)
 
 

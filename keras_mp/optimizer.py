@@ -29,6 +29,9 @@ _OF_INNER = frozenset(
     }
 )
 
+# Keras's class holds iteration, learning rate, step counter and scale, in this order.
+_KERAS_OWN = 4
+
 _COUNTERS = ("applied", "skipped", "consecutive_skipped", "growths", "backoffs")
 
 
@@ -391,8 +394,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self._adopt_state()
 
     def _keras_variables(self):
-        own = self._variables[: self._variables.index(self._counters)]
-        return own + self.inner_optimizer.variables
+        return self._variables[:_KERAS_OWN] + self.inner_optimizer.variables
 
     def _named_variables(self):
         return {"counters": self._counters} | self._extra_state

@@ -54,6 +54,15 @@ def layer_policy_hook(resolve):
     base._setattr_hook = hook
 
 
+def build_for(model, data):
+    """Create the variables of ``model``, its metrics and its optimizer for ``data``.
+
+    Keras does it before ``fit`` under a strategy only; eager steps create variables
+    as they go.
+    """
+    model._symbolic_build(data_batch=data)
+
+
 def raise_if(condition, message):
     """Make the step that computes ``condition`` fail if it is true.
 

@@ -145,10 +145,13 @@ def protect(model):
 
     @functools.wraps(train_step)
     def protected(data):
+        if model.run_eagerly:
+            # A traced function has created all variables before its first real step.
+            private.build_for(model, data)
         optimizers = _scaling_optimizers(model)
         skipped = [optimizer.skipped_steps for optimizer in optimizers]
         variables = model.non_trainable_variables + model.metrics_variables
-        values = [ops.convert_to_tensor(variable) for variable in variables]
+        values = distribute.values_of(variables)
         logs = train_step(data)
         if not optimizers:
             return logs

@@ -8,7 +8,6 @@ import keras
 from keras_mp.optimizer import LossScaleOptimizer
 
 
-@keras.saving.register_keras_serializable("keras_mp")
 class ScalerStats(keras.callbacks.Callback):
     """Writes the loss scale and the step counters into ``logs`` during ``fit``.
 
