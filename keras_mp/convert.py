@@ -33,6 +33,19 @@ def apply_policy(model, policy):
             private.set_layer_policy(layer, layer_policy)
 
 
+def resolve_rules(model):
+    """Apply the rules that the policies in ``model`` hold to its layers' paths.
+
+    A layer obeys rules on its name and class from the start, and on its path once it
+    is built; only the finished model shows where weightless layers and those of a
+    functional model stand.
+    """
+    for layer, path in layers_with_paths(model):
+        policy = layer.dtype_policy
+        if isinstance(policy, policies.Policy):
+            private.set_layer_policy(layer, policy.for_layer(layer, path))
+
+
 def layers_with_paths(layer, path=None):
     """Yield each layer inside ``layer``, itself first, with its path.
 

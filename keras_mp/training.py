@@ -53,6 +53,7 @@ def compile(
         )
     if policy is not None:
         convert.apply_policy(model, policy)
+    convert.resolve_rules(model)
     _report_unmatched_rules(model)
     optimizer = wrap_optimizer(model, optimizer, scaling=scaling)
     # Keras would go by one policy name, and wrap in its own class.
