@@ -324,9 +324,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             self._counters * ops.cast(ongoing, self._counters.dtype)
             + ops.cast(events, self._counters.dtype)
         )
-        for variable, value in zip(
-            self._state_variables().values(), new, strict=True
-        ):
+        for variable, value in zip(self._state_variables().values(), new, strict=True):
             variable.assign(value)
         if exhausted is not False:
             private.raise_if(exhausted, _EXHAUSTED)

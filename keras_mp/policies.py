@@ -89,9 +89,9 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         return cls(config["name"], rules)
 
     def __eq__(self, other):
-        return (
-            isinstance(other, Policy)
-            and (self.name, self.rules) == (other.name, other.rules)
+        return isinstance(other, Policy) and (self.name, self.rules) == (
+            other.name,
+            other.rules,
         )
 
     def __hash__(self):

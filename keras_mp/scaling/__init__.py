@@ -38,13 +38,20 @@ def get(identifier):
         return identifier
     if isinstance(identifier, str) and identifier in _NAMED:
         return _NAMED[identifier]()
-    if isinstance(identifier, dict):
-        rule = keras.saving.deserialize_keras_object(identifier)
-        if isinstance(rule, LossScale):
-            return rule
+    rule = _deserialized(identifier) if isinstance(identifier, dict) else None
+    if isinstance(rule, LossScale):
+        return rule
     raise ValueError(
         f"scaling={identifier!r} is no loss-scale rule. Pass one of "
         f"{sorted(_NAMED)}, or a rule such as "
         "keras_mp.scaling.DynamicLossScale(initial_scale=1024.0) or "
         "keras_mp.scaling.StaticLossScale(128.0)."
     )
+
+
+def _deserialized(config):
+    """Return what ``config`` stands for, or None if Keras knows no such class."""
+    try:
+        return keras.saving.deserialize_keras_object(config)
+    except TypeError:
+        return None

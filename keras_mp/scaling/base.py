@@ -6,11 +6,12 @@ eager loop, a compiled graph and a stateless backend. Rules speak ``keras.ops`` 
 """
 
 import dataclasses
+import math
 import numbers
 from typing import ClassVar, NamedTuple
 
 import keras
-import numpy as np
+from keras import ops
 
 
 class Verdict(NamedTuple):
@@ -79,7 +80,7 @@ class LossScale:
             object.__setattr__(self, name, value)
 
 
-def checked_number(owner, name, value, *, above=0.0, below=np.inf, needs=None):
+def checked_number(owner, name, value, *, above=0.0, below=math.inf, needs=None):
     """Return ``value`` as a float if it lies strictly between two bounds.
 
     Args:
@@ -96,7 +97,7 @@ def checked_number(owner, name, value, *, above=0.0, below=np.inf, needs=None):
     """
     needs = needs or (
         f"a finite number above {above:g}"
-        if below == np.inf
+        if below == math.inf
         else f"a number above {above:g} and below {below:g}"
     )
     message = f"{owner}({name}={value!r}): `{name}` must be {needs}."
@@ -125,11 +126,23 @@ def checked_choice(owner, name, value, choices):
     return value
 
 
+def checked_scale(owner, name, value):
+    """Return ``value`` as a float if it can be a scale, which is kept in float32."""
+    return checked_number(
+        owner,
+        name,
+        value,
+        above=math.nextafter(2.0**-126, 0.0),
+        below=math.nextafter(2.0**127, math.inf),
+        needs="a finite number above 0 that float32 holds, from 2**-126 to 2**127",
+    )
+
+
 def checked_range(owner, minimum, initial, maximum):
     """Return the three scales as floats if minimum <= initial <= maximum."""
-    minimum = checked_number(owner, "min_scale", minimum)
-    initial = checked_number(owner, "initial_scale", initial)
-    maximum = checked_number(owner, "max_scale", maximum)
+    minimum = checked_scale(owner, "min_scale", minimum)
+    initial = checked_scale(owner, "initial_scale", initial)
+    maximum = checked_scale(owner, "max_scale", maximum)
     if not minimum <= initial <= maximum:
         raise ValueError(
             f"{owner}(min_scale={minimum!r}, initial_scale={initial!r}, "
@@ -142,7 +155,12 @@ def checked_range(owner, minimum, initial, maximum):
 def clipped_scale(scale, minimum, maximum):
     """Return a checkpoint's scale moved into a range; NaN becomes the minimum."""
     scale = float(scale)
-    return minimum if np.isnan(scale) else min(max(scale, minimum), maximum)
+    return minimum if math.isnan(scale) else min(max(scale, minimum), maximum)
+
+
+def float32(value):
+    """Return ``value`` as a float32 tensor, whatever Keras's default float is."""
+    return ops.cast(ops.convert_to_tensor(value, dtype="float32"), "float32")
 
 
 def register(cls):

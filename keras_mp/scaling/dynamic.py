@@ -5,6 +5,7 @@ that NVIDIA Apex, DeepSpeed, Megatron-LM and fairseq added to it.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -109,7 +110,7 @@ class DynamicLossScale(base.LossScale):
                 owner,
                 "overflow_tolerance",
                 self.overflow_tolerance,
-                above=-np.finfo(float).tiny,
+                above=-math.ulp(0.0),
                 below=1.0,
                 needs="a share from 0 up to but not including 1",
             ),
@@ -131,9 +132,10 @@ class DynamicLossScale(base.LossScale):
         grow = ops.greater_equal(clean_steps, self.growth_interval)
         refill = grow if self.hysteresis_refill == "growth" else finite
         rescale = ops.logical_or(grow, back_off)
-        factor = ops.where(
-            grow, self.growth_factor, ops.where(back_off, self.backoff_factor, 1.0)
+        growth, backoff, same = map(
+            base.float32, (self.growth_factor, self.backoff_factor, 1.0)
         )
+        factor = ops.where(grow, growth, ops.where(back_off, backoff, same))
         return DynamicState(
             scale=ops.clip(
                 ops.multiply(state.scale, factor), self.min_scale, self.max_scale
@@ -157,15 +159,20 @@ class DynamicLossScale(base.LossScale):
 
     def _count(self, state, finite):
         """Count this step: (steps, overflows, hysteresis left, whether to back off)."""
+        bad = ops.logical_not(finite)
         steps = state.steps_since_rescale + 1
-        overflows = ops.add(state.overflows_since_rescale, ops.where(finite, 0, 1))
-        intolerable = ops.greater_equal(
-            ops.cast(overflows, "float32"),
-            self.overflow_tolerance * ops.cast(steps, "float32"),
-        )
-        strike = ops.logical_and(ops.logical_not(finite), intolerable)
+        overflows = ops.add(state.overflows_since_rescale, _as_count(bad))
+        # Division rounds correctly: a rate that equals the tolerance compares equal.
+        rate = ops.divide(ops.cast(overflows, "float32"), ops.cast(steps, "float32"))
+        intolerable = ops.greater_equal(rate, base.float32(self.overflow_tolerance))
+        strike = ops.logical_and(bad, intolerable)
         hysteresis_left = ops.maximum(
-            ops.subtract(state.hysteresis_left, ops.where(strike, 1, 0)), 0
+            ops.subtract(state.hysteresis_left, _as_count(strike)), 0
         )
         back_off = ops.logical_and(strike, ops.equal(hysteresis_left, 0))
         return steps, overflows, hysteresis_left, back_off
+
+
+def _as_count(event):
+    """Return 1 where ``event`` is true and 0 where it is not."""
+    return ops.cast(event, "int32")

@@ -123,9 +123,13 @@ class LogNormalLossScale(base.LossScale):
         )
 
     def update(self, state, verdict):
-        finite = ops.cast(verdict.finite, "bool")
-        nonzero = ops.greater(ops.where(finite, verdict.largest, 1.0), 0.0)
-        seen = self._observe(state, self._log_largest(state, verdict, finite, nonzero))
+        largest = base.float32(verdict.largest)
+        finite = ops.logical_and(
+            ops.cast(verdict.finite, "bool"), ops.isfinite(largest)
+        )
+        largest = ops.where(finite, largest, base.float32(1.0))
+        nonzero = ops.greater(largest, 0.0)
+        seen = self._observe(state, self._log_largest(state, finite, nonzero, largest))
         scale = self._proposal(seen)
         scale = ops.where(
             finite, scale, ops.minimum(scale, state.scale * self.backoff_factor)
@@ -143,10 +147,9 @@ class LogNormalLossScale(base.LossScale):
             scale=base.clipped_scale(state.scale, self.min_scale, self.max_scale)
         )
 
-    def _log_largest(self, state, verdict, finite, nonzero):
+    def _log_largest(self, state, finite, nonzero, largest):
         """Return this step's x; for an overflow, the least it can have been."""
-        readable = ops.logical_and(finite, nonzero)
-        x = ops.log2(ops.where(readable, verdict.largest, 1.0))
+        x = ops.log2(ops.where(nonzero, largest, base.float32(1.0)))
         least = LARGEST_EXPONENT[self.dtype] - ops.log2(state.scale)
         return ops.where(finite, x, least)
 

@@ -47,7 +47,7 @@ class StaticLossScale(base.LossScale):
 
     def __post_init__(self):
         owner = "keras_mp.scaling.StaticLossScale"
-        self._store(scale=base.checked_number(owner, "scale", self.scale))
+        self._store(scale=base.checked_scale(owner, "scale", self.scale))
 
     @property
     def initial_scale(self):

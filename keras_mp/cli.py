@@ -1,0 +1,201 @@
+"""The command line: ``python -m keras_mp`` or ``keras-mp``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import pathlib
+import sys
+
+from keras_mp import hardware
+from keras_mp.compare import custom, report, runner, worker
+from keras_mp.compare.tasks import Job, UserError, explain
+
+MIXED_POLICIES = ("mixed_bfloat16", "mixed_float16")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; return its exit code.
+
+    0: done; 1: it failed; 2: what was given cannot be used; 130: interrupted.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except UserError as error:
+        return _fail(2, arguments, error)
+    except runner.ChildError as error:
+        return _fail(1, arguments, error)
+    except KeyboardInterrupt:
+        return _fail(130, arguments, "interrupted")
+    return 0
+
+
+def _fail(code: int, arguments: argparse.Namespace, message) -> int:
+    print(f"\nkeras-mp {arguments.command}: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="keras-mp", description="Mixed-precision training for Keras 3."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    return parser
+
+
+def _add_train(commands) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a model in float32 and in mixed precision, side by side",
+        description="Train a model in float32 and in mixed precision from the same "
+        "seed, side by side; end with a table, a picture and a JSON file.",
+    )
+    parser.set_defaults(run=train)
+    parser.add_argument(
+        "--task", choices=("digits", "text"), help="built-in task (default: digits)"
+    )
+    parser.add_argument(
+        "--policy",
+        choices=("auto", *MIXED_POLICIES),
+        default="auto",
+        help="what to compare float32 with (default: auto, by the hardware)",
+    )
+    parser.add_argument("--epochs", type=_positive(int), metavar="N")
+    parser.add_argument("--batch-size", type=_positive(int), metavar="N")
+    parser.add_argument("--learning-rate", type=_positive(float), metavar="RATE")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--replicas",
+        type=_positive(int),
+        default=1,
+        metavar="N",
+        help="train on N GPUs, or logical CPUs, with MirroredStrategy (default: 1)",
+    )
+    parser.add_argument(
+        "--output",
+        default="keras_mp_runs",
+        metavar="DIR",
+        help="folder for the PNG and JSON files (default: keras_mp_runs)",
+    )
+    own = parser.add_argument_group("your own model, instead of a built-in task")
+    own.add_argument("--model", metavar="FILE.keras", help="with or without compile()")
+    own.add_argument(
+        "--data", metavar="FILE.npz", help="arrays x, y and maybe x_val, y_val"
+    )
+    own.add_argument("--loss", metavar="NAME", help="if the model was not compiled")
+    own.add_argument("--optimizer", metavar="NAME", help="instead of the model's own")
+
+
+def _positive(kind: type):
+    def convert(text: str):
+        value = kind(text)
+        if value <= 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    convert.__name__ = f"positive {kind.__name__}"
+    return convert
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Run the ``train`` command."""
+    job = _job(arguments)
+    folder = _output_folder(arguments.output)
+    _need("matplotlib", "to draw the picture")
+    if job.task == "digits":
+        _need("sklearn", "because its data set of digits is the default task")
+    policy, reason = choose_policy(arguments.policy)
+    title = worker.TASKS[job.task].title
+    names = dict.fromkeys(["float32", policy])
+    show(f"keras-mp train: {title}; {' and '.join(names)} side by side")
+    show(f"  policy:  {policy}. {reason}")
+    runs = runner.compare(job, list(names), show)
+    show("\n" + report.table(runs) + "\n")
+    comparison = report.Comparison(job, title, policy, reason, runs)
+    name = f"{pathlib.Path(job.model).stem if job.model else job.task}-{policy}"
+    report.write_plot(comparison, folder / f"{name}.png")
+    report.write_json(comparison, folder / f"{name}.json")
+    show(f"wrote {folder / name}.png\nwrote {folder / name}.json")
+
+
+def show(line: str) -> None:
+    """Print at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def choose_policy(wanted: str) -> tuple[str, str]:
+    """The policy to train with, and why."""
+    advice = hardware.recommend()
+    if wanted == "auto" and advice.policy == "float32":
+        return "float32", (
+            f"{advice.reason} So only float32 is trained; to compare all the same, add "
+            f"--policy {' or --policy '.join(MIXED_POLICIES)}."
+        )
+    if wanted == "auto":
+        return advice.policy, advice.reason
+    if wanted == advice.policy:
+        return wanted, f"As asked, and as advised for this machine: {advice.reason}"
+    return wanted, (
+        f"As asked. It may be slow here; the advice is {advice.policy}: {advice.reason}"
+    )
+
+
+def _job(arguments: argparse.Namespace) -> Job:
+    """The job that was asked for, its files checked."""
+    options = {
+        name: getattr(arguments, name)
+        for name in ("epochs", "batch_size", "learning_rate", "seed", "replicas")
+    }
+    own = {name: getattr(arguments, name) for name in ("model", "data")}
+    compiled = {name: getattr(arguments, name) for name in ("loss", "optimizer")}
+    if any(own.values()):
+        if arguments.task:
+            raise explain(
+                f"--task {arguments.task} with --model or --data",
+                "either a built-in task or your own files",
+                "both",
+                "leave out --task",
+            )
+        job = Job("custom", **options, **own, **compiled)
+        custom.check_files(job)
+        return job
+    for name, value in compiled.items():
+        if value:
+            raise explain(
+                f"--{name} {value}",
+                "a model of your own",
+                "a built-in task, which has its own",
+                f"leave out --{name}, or add --model and --data",
+            )
+    return Job(arguments.task or "digits", **options)
+
+
+def _output_folder(path: str) -> pathlib.Path:
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".keras_mp_probe"
+        with contextlib.closing(probe.open("w")):
+            probe.unlink()
+    except OSError as error:
+        raise explain(
+            f"--output {path}",
+            "a folder that can be written to",
+            f"{type(error).__name__}: {error.strerror}",
+            "give another folder",
+        ) from None
+    return folder
+
+
+def _need(module: str, why: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        package = {"sklearn": "scikit-learn"}.get(module, module)
+        raise explain(
+            "keras-mp train",
+            f"{package}, {why}",
+            "a Python without it",
+            'pip install "keras_mp[demo]"',
+        )
