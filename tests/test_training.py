@@ -1,0 +1,415 @@
+"""`compile`, `wrap_optimizer`, `load_model`, and skipped steps that change nothing."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mp
+from keras_mp import scaling
+
+X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+Y = (X[:, 0] > 0).astype("int32")
+POISON = X.copy()
+POISON[8:16] = 1e30  # beyond float16: of batches of 8, the second overflows
+
+
+def dense_model(dtype=None):
+    return keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(1, name="out", dtype=dtype)]
+    )
+
+
+def stateful_model():
+    """Return a model with every kind of state a forward pass changes."""
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(8),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.25),
+            keras.layers.Dense(1, activation="sigmoid", dtype="float32"),
+        ]
+    )
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.inner = stateful_model()
+        self.own_count = self.add_weight(
+            shape=(), initializer="zeros", name="own_count", trainable=False
+        )
+
+    def call(self, x, training=None):
+        self.own_count.assign_add(1.0)
+        return self.inner(x, training=training)
+
+
+METRICS = ["accuracy", "AUC", "mae"]
+
+# Small enough that only poisoned batches overflow.
+GENTLE = scaling.StaticLossScale(8.0)
+
+
+def state(model):
+    """Return every variable of the model and its metrics, in order."""
+    variables = model.variables + model.metrics_variables
+    return {f"{i} {v.name}": v.numpy().copy() for i, v in enumerate(variables)}
+
+
+def assert_same_state(left, right):
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        np.testing.assert_array_equal(value, right[name], err_msg=name)
+
+
+# compile: who gets loss scaling.
+
+
+@pytest.mark.parametrize(
+    ("dtype", "arguments", "scaled"),
+    [
+        ("mixed_float16", {}, True),
+        ("float16", {}, True),
+        ("mixed_bfloat16", {}, False),
+        ("float32", {}, False),
+        ("mixed_bfloat16", {"scaling": "dynamic"}, True),
+        ("float32", {"policy": "mixed_float16"}, True),
+        ("mixed_float16", {"policy": "float32"}, False),
+        ("mixed_float16", {"policy": "mixed_bfloat16"}, False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("optimizer", ["adam", "instance", "config"])
+def test_optimizer_is_wrapped_if_a_layer_computes_in_float16(
+    dtype, arguments, scaled, optimizer
+):
+    optimizers = {
+        "adam": "adam",
+        "instance": keras.optimizers.Adam(),
+        "config": keras.optimizers.serialize(keras.optimizers.Adam()),
+    }
+    model = dense_model(dtype)
+    keras_mp.compile(model, optimizers[optimizer], loss="mse", **arguments)
+    cls = keras_mp.LossScaleOptimizer if scaled else keras.optimizers.Adam
+    assert type(model.optimizer) is cls
+    assert np.isfinite(model.train_on_batch(X, Y))
+
+
+def test_global_policy_and_sublayers_count():
+    with keras_mp.policy_scope("mixed_float16"):
+        inputs = keras.Input((4, 2))
+        attention = keras.layers.MultiHeadAttention(1, 2)(inputs, inputs)
+    model = keras.Model(inputs, keras.layers.Flatten(dtype="float32")(attention))
+    keras_mp.compile(model, "sgd", loss="mse")
+    assert isinstance(model.optimizer, keras_mp.LossScaleOptimizer)
+
+
+def test_keras_compile_arguments_pass_through():
+    model = dense_model("mixed_float16")
+    keras_mp.compile(
+        model, "sgd", "mse", metrics=["mae"], steps_per_execution=3, jit_compile=False
+    )
+    assert model.steps_per_execution == 3
+    logs = model.fit(X, Y, verbose=0, batch_size=8).history
+    assert set(logs) == {"loss", "mae"}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        scaling.DynamicLossScale(initial_scale=8.0, growth_factor=4.0),
+        scaling.StaticLossScale(8.0),
+        "log_normal",
+    ],
+    ids=str,
+)
+def test_scaling_is_used(rule):
+    model = dense_model("mixed_float16")
+    keras_mp.compile(model, "sgd", "mse", scaling=rule)
+    assert model.optimizer.scaling == scaling.get(rule)
+
+
+def test_own_wrapped_optimizer_is_used_as_it_is():
+    optimizer = keras_mp.LossScaleOptimizer("sgd", 8.0)
+    model = dense_model("mixed_float16")
+    keras_mp.compile(model, optimizer, "mse")
+    assert model.optimizer is optimizer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"optimizer": 3}, TypeError, "needs a keras optimizer"),
+        ({"policy": "mixed_float8"}, ValueError, "no dtype policy"),
+        ({"scaling": 128.0}, ValueError, "StaticLossScale"),
+        ({"scaling": "loud"}, ValueError, "no loss-scale rule"),
+        (
+            {"optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())},
+            ValueError,
+            r"Pass its `\.inner_optimizer`",
+        ),
+        (
+            {
+                "optimizer": keras_mp.LossScaleOptimizer("sgd"),
+                "scaling": scaling.StaticLossScale(2.0),
+            },
+            ValueError,
+            "in one place",
+        ),
+    ],
+    ids=["optimizer", "policy", "number", "name", "keras wrapper", "two rules"],
+)
+def test_impossible_arguments_are_refused(arguments, error, words):
+    model = dense_model("mixed_float16")
+    with pytest.raises(error, match=words):
+        keras_mp.compile(model, **{"optimizer": "sgd", "loss": "mse", **arguments})
+    assert not model.compiled
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(TypeError, match="needs a keras model"):
+        keras_mp.compile("adam", "mse")
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_rule_that_matches_no_layer_is_reported_by_name(built):
+    layers = [keras.layers.Dense(1, name="head")]
+    model = keras.Sequential([keras.Input((4,)), *layers] if built else layers)
+    policy = keras_mp.Policy("mixed_float16", float32=["haed", "head"])
+    with pytest.warns(UserWarning, match="'haed' matches no layer.*'head'") as caught:
+        keras_mp.compile(model, "sgd", "mse", policy=policy)
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_rules_that_match_are_not_reported():
+    policy = keras_mp.Policy("mixed_float16", float32=["out", keras.layers.Dense])
+    keras_mp.compile(dense_model(), "sgd", "mse", policy=policy)
+
+
+# A skipped step changes nothing.
+
+WAYS = ["graph", "jit", "eager", "train_on_batch"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("make", [stateful_model, Subclassed])
+def test_skipped_step_changes_nothing(make, way):
+    model = make()
+    keras_mp.compile(
+        model,
+        "adam",
+        "binary_crossentropy",
+        policy="mixed_float16",
+        metrics=METRICS,
+        weighted_metrics=["mse"],
+        scaling=GENTLE,
+        jit_compile=way == "jit",
+        run_eagerly=way == "eager",
+    )
+    if way == "train_on_batch":
+        run = model.train_on_batch
+    else:
+        run = model.make_train_function() or _one_step(model)
+    run(X[:8], Y[:8])
+    before = state(model)
+    run(POISON[8:16], Y[8:16])
+    assert model.optimizer.stats()["skipped"] == 1
+    after = state(model)
+    if way == "train_on_batch":  # Keras resets the metrics before each call
+        before, after = (
+            dict(list(s.items())[: len(model.variables)]) for s in (before, after)
+        )
+    assert_same_state(before, after)
+    run(X[16:24], Y[16:24])
+    assert model.optimizer.stats()["applied"] == 2
+    changed = state(model)
+    assert all(np.isfinite(value).all() for value in changed.values())
+    assert any((before[name] != changed[name]).any() for name in before)
+
+
+def _one_step(model):
+    def run(x, y):
+        data = tf.data.Dataset.from_tensors((x, y))
+        model.train_function(iter(data))
+
+    return run
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_first_step_may_be_the_skipped_one(way):
+    model = keras.Sequential(stateful_model().layers)  # not built
+    keras_mp.compile(
+        model,
+        "adam",
+        "binary_crossentropy",
+        policy="mixed_float16",
+        metrics=METRICS,
+        jit_compile=way == "jit",
+        run_eagerly=way == "eager",
+    )
+    if way == "train_on_batch":
+        model.train_on_batch(POISON[8:16], Y[8:16])
+    else:
+        model.fit(POISON[8:16], Y[8:16], verbose=0)
+    assert model.optimizer.stats()["skipped"] == 1
+    assert all(np.isfinite(value).all() for value in state(model).values())
+    assert np.isfinite(model.evaluate(X, Y, verbose=0)).all()
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_epoch_reports_the_batches_that_were_applied(steps_per_execution):
+    def trained(x, y):
+        keras.utils.set_random_seed(0)
+        model = stateful_model()
+        keras_mp.compile(
+            model,
+            "sgd",
+            "binary_crossentropy",
+            policy="mixed_float16",
+            metrics=METRICS,
+            scaling=GENTLE,
+            steps_per_execution=steps_per_execution,
+        )
+        logs = model.fit(x, y, batch_size=8, shuffle=False, verbose=0).history
+        return model, logs
+
+    poisoned, logs = trained(POISON, Y)
+    clean, clean_logs = trained(
+        np.delete(X, range(8, 16), 0), np.delete(Y, range(8, 16))
+    )
+    assert poisoned.optimizer.stats()["skipped"] == 1
+    assert logs == clean_logs
+    assert_same_state(state(clean), state(poisoned))
+
+
+def test_custom_train_step_is_protected_and_keeps_its_own_logs():
+    class Custom(Subclassed):
+        def train_step(self, data):
+            logs = super().train_step(data)
+            return {**logs, "mine": keras.ops.array(7.0)}
+
+    model = Custom()
+    keras_mp.compile(model, "sgd", "mse", policy="mixed_float16", scaling=GENTLE)
+    logs = model.fit(POISON, Y, batch_size=8, verbose=0, shuffle=False).history
+    assert logs["mine"] == [7.0]
+    assert model.own_count.numpy() == 3.0
+    assert np.isfinite(logs["loss"]).all()
+
+
+def test_compiling_again_with_keras_needs_no_loss_scaling():
+    model = stateful_model()
+    keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")
+    keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")
+    model.compile("sgd", "mse", auto_scale_loss=False)
+    assert np.isfinite(model.train_on_batch(X, Y))
+
+
+def test_frozen_weights_are_kept_by_reference_not_copied():
+    model = stateful_model()
+    model.layers[0].trainable = False
+    keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")
+    model.fit(X, Y, verbose=0)
+    function = model.train_function
+    assert function is not None
+    frozen = model.layers[0].kernel.numpy()
+    model.fit(POISON, Y, verbose=0, batch_size=8, shuffle=False)
+    np.testing.assert_array_equal(frozen, model.layers[0].kernel.numpy())
+
+
+# Several optimizers.
+
+
+class Gan(keras.Model):
+    """Two networks, an optimizer each, one train_step."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = stateful_model(), stateful_model()
+
+    def compile(self, first_optimizer, second_optimizer):
+        super().compile(loss="binary_crossentropy")
+        self.first_optimizer = first_optimizer
+        self.second_optimizer = second_optimizer
+
+    def train_step(self, data):
+        x, y = data
+        pairs = [
+            (self.first, self.first_optimizer, x),
+            (self.second, self.second_optimizer, x * 1e-3),
+        ]
+        for model, optimizer, x in pairs:
+            with tf.GradientTape() as tape:
+                y_pred = model(x, training=True)
+                loss = self.compute_loss(y=y[:, None], y_pred=y_pred)
+                scaled = optimizer.scale_loss(loss)
+            grads = tape.gradient(scaled, model.trainable_weights)
+            optimizer.apply_gradients(zip(grads, model.trainable_weights, strict=True))
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_several_optimizers(run_eagerly):
+    with keras_mp.policy_scope("mixed_float16"):
+        gan = Gan()
+    gan.compile(
+        keras_mp.wrap_optimizer(gan, "adam", scaling=GENTLE),
+        keras_mp.wrap_optimizer(gan, keras.optimizers.SGD(0.5), scaling=GENTLE),
+    )
+    gan.run_eagerly = run_eagerly
+    x = X.copy()
+    x[8:16] = 1e5  # beyond float16 for the first network, within it for the second
+    gan.fit(x, Y, batch_size=8, verbose=0, shuffle=False)
+    assert gan.first_optimizer.stats()["skipped"] == 1
+    assert gan.second_optimizer.stats()["skipped"] == 0
+    assert all(np.isfinite(value).all() for value in state(gan).values())
+
+
+def test_wrap_optimizer_leaves_bfloat16_alone():
+    model = dense_model("mixed_bfloat16")
+    optimizer = keras.optimizers.SGD()
+    assert keras_mp.wrap_optimizer(model, optimizer) is optimizer
+    wrapped = keras_mp.wrap_optimizer(model, optimizer, scaling="dynamic")
+    assert wrapped.inner_optimizer is optimizer
+
+
+# Saving.
+
+
+@pytest.mark.parametrize("loaded_under", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("load", [keras_mp.load_model, keras.saving.load_model])
+def test_model_file_resumes_as_if_never_stopped(load, loaded_under, tmp_path):
+    policy = keras_mp.Policy("mixed_float16", float32=["dense_1"])
+    model = stateful_model()
+    model.layers[2].rate = 0.0  # Keras saves no random seeds
+    rule = scaling.DynamicLossScale(initial_scale=64.0, growth_interval=3)
+    keras_mp.compile(model, "adam", "binary_crossentropy", policy=policy, scaling=rule)
+    model.fit(POISON, Y, batch_size=8, verbose=0, shuffle=False)
+    model.save(tmp_path / "model.keras")
+    with keras_mp.policy_scope(loaded_under):
+        loaded = load(tmp_path / "model.keras")
+    assert loaded.optimizer.scaling == rule
+    assert loaded.optimizer.stats() == model.optimizer.stats()
+    assert [x.compute_dtype for x in loaded.layers] == [
+        x.compute_dtype for x in model.layers
+    ]
+    model.fit(X, Y, batch_size=8, verbose=0, shuffle=False)
+    loaded.fit(X, Y, batch_size=8, verbose=0, shuffle=False)
+    # The same arithmetic in two graphs, a few steps of Adam apart.
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_loaded_model_is_protected(tmp_path):
+    model = stateful_model()
+    keras_mp.compile(model, "adam", "binary_crossentropy", policy="mixed_float16")
+    model.train_on_batch(X, Y)
+    model.save(tmp_path / "model.keras")
+    loaded = keras_mp.load_model(tmp_path / "model.keras")
+    before = state(loaded)
+    skipped = loaded.optimizer.stats()["skipped"]
+    loaded.train_on_batch(POISON[8:16], Y[8:16])
+    assert loaded.optimizer.stats()["skipped"] == skipped + 1
+    after = state(loaded)
+    assert_same_state(before, {name: after[name] for name in before})
