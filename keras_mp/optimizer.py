@@ -70,8 +70,9 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     >>> optimizer = LossScaleOptimizer("sgd", initial_scale=1024.0)
     >>> weight = keras.Variable([1.0])
-    >>> optimizer.scale_loss(1.0)  # the gradients come out 1024 times as large
-    >>> optimizer.apply([keras.ops.array([1024.0])], [weight])
+    >>> float(optimizer.scale_loss(1.0))
+    1024.0
+    >>> optimizer.apply([keras.ops.array([1024.0])], [weight])  # a gradient of 1
     >>> optimizer.stats()["applied"]
     1
     """

@@ -29,9 +29,9 @@ class ScalerStats(keras.callbacks.Callback):
 
     Example:
 
-    >>> history = model.fit(x, y, callbacks=[ScalerStats()])
-    >>> history.history["scaler_scale"]
-    [32768.0]
+    >>> history = model.fit(x, y, verbose=0, callbacks=[ScalerStats()])
+    >>> history.history["scaler_steps"]
+    [1]
     """
 
     def __init__(self, frequency="epoch"):

@@ -1,0 +1,126 @@
+"""The rooms of CONTRIBUTING.md: imports point one way, public names are the documented.
+
+The graph is read from the sources, so that a lazy import counts too.
+"""
+
+import ast
+import pathlib
+
+import keras
+import pytest
+
+import keras_mp
+
+ROOT = pathlib.Path(keras_mp.__file__).parent
+
+# Each room and the rooms it may import.
+ROOMS = {
+    "version": set(),
+    "hardware": set(),
+    "numerics": set(),
+    "private": set(),
+    "scaling": set(),
+    "distribute": set(),
+    "optimizer": {"distribute", "numerics", "private", "scaling"},
+    "policies": {"hardware", "private"},
+    "layers": {"numerics", "private"},
+    "convert": {"layers", "policies", "private"},
+    "training": {
+        "convert",
+        "distribute",
+        "optimizer",
+        "policies",
+        "private",
+        "scaling",
+    },
+    "callbacks": {"optimizer"},
+    "compare": {
+        "callbacks",
+        "hardware",
+        "optimizer",
+        "policies",
+        "training",
+        "version",
+    },
+    "cli": {"compare", "hardware"},
+    "__main__": {"cli"},
+}
+
+# Rooms that may speak TensorFlow; everything else is keras.ops.
+TENSORFLOW = {"compare", "distribute", "hardware", "private"}
+
+
+def modules():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def room_of(path):
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imports(path):
+    """Yield the dotted names that a module imports, ``from a import b`` as ``a.b``."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rooms_imported(path):
+    names = [name.split(".") for name in imports(path)]
+    return {name[1] for name in names if name[0] == "keras_mp" and len(name) > 1}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_downward(path):
+    room = room_of(path)
+    if room == "__init__":
+        return
+    assert rooms_imported(path) - {room} <= ROOMS[room]
+
+
+def test_the_graph_has_no_cycle():
+    order = list(ROOMS)
+    for room, below in ROOMS.items():
+        assert all(order.index(other) < order.index(room) for other in below)
+
+
+def test_every_room_is_there_and_known():
+    found = {room_of(path) for path in modules()} - {"__init__"}
+    assert found == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_tensorflow_stays_in_its_rooms(path):
+    uses = any(name.split(".")[0] == "tensorflow" for name in imports(path))
+    assert not uses or room_of(path) in TENSORFLOW
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_keras_internals_are_never_imported(path):
+    assert not any(name.startswith("keras.src") for name in imports(path))
+
+
+def test_public_names_are_the_documented_ones():
+    assert keras_mp.__all__ == sorted(keras_mp.__all__)
+    for module in (keras_mp, keras_mp.layers, keras_mp.callbacks, keras_mp.scaling):
+        assert module.__all__ == sorted(module.__all__)
+        for name in module.__all__:
+            value = getattr(module, name)
+            assert getattr(value, "__doc__", None), f"{name} has no docstring"
+
+
+def test_public_classes_are_registered_for_saving():
+    places = [keras_mp, keras_mp.layers, keras_mp.scaling]
+    classes = {
+        value
+        for module in places
+        for value in (getattr(module, name) for name in module.__all__)
+        if isinstance(value, type) and hasattr(value, "get_config")
+    }
+    bases = {keras_mp.scaling.LossScale, keras_mp.layers.Island}
+    for cls in classes - bases:
+        name = keras.saving.get_registered_name(cls)
+        assert name == f"keras_mp>{cls.__name__}"

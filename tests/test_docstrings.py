@@ -1,0 +1,65 @@
+"""Every public docstring has an example, and every example runs."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mp
+
+PUBLIC = [
+    value
+    for module in (keras_mp, keras_mp.callbacks, keras_mp.layers, keras_mp.scaling)
+    for value in (getattr(module, name) for name in module.__all__)
+    if callable(value)
+]
+# Bases that are not made on their own.
+WITHOUT_EXAMPLE = {"Island", "LossScale", "Verdict"}
+
+NAMES = [
+    info.name
+    for info in pkgutil.walk_packages(keras_mp.__path__, "keras_mp.")
+    if not info.name.endswith("__main__")
+]
+
+
+@pytest.mark.parametrize("value", PUBLIC, ids=lambda value: value.__name__)
+def test_public_docstrings_have_an_example(value):
+    if value.__name__ not in WITHOUT_EXAMPLE:
+        assert ">>> " in inspect.getdoc(value)
+
+
+def example_names():
+    """Return what an example may take for granted, as a reader would."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    keras_mp.compile(model, "adam", loss="mse", policy="mixed_float16")
+    x, y = np.ones((8, 4), "float32"), np.ones((8, 1), "float32")
+    model.optimizer.build(model.trainable_variables)
+    return {
+        "keras": keras,
+        "keras_mp": keras_mp,
+        "model": model,
+        "x": x,
+        "y": y,
+        "Verdict": keras_mp.scaling.Verdict,
+        "policy_scope": keras_mp.policy_scope,
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:LossScaleOptimizer.apply")
+def test_examples_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    names = example_names()
+    names["model"].save("model.keras")
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for example in doctest.DocTestFinder().find(module):
+        example.globs.update(names)
+        messages = []
+        runner.run(example, out=messages.append)
+        assert not messages, "".join(messages)

@@ -1,0 +1,54 @@
+"""The wheel and the sdist hold what they should, and say what they need."""
+
+import email
+import pathlib
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
+
+
+def metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        name = next(name for name in names if name.endswith("METADATA"))
+        return names, email.message_from_bytes(archive.read(name))
+
+
+def test_wheel_holds_every_module_and_the_type_marker(built):
+    names, _ = metadata(built[0])
+    sources = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "keras_mp").rglob("*.py")
+    }
+    packaged = {name for name in names if name.startswith("keras_mp/")}
+    assert packaged == sources | {"keras_mp/py.typed"}
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_metadata_names_dependencies_and_extras(built):
+    _, meta = metadata(built[0])
+    required = [text for text in meta.get_all("Requires-Dist") if "extra" not in text]
+    assert {text.split(">")[0] for text in required} == {"keras", "numpy", "tensorflow"}
+    extras = {"demo", "gpu", "test", "notebooks"}
+    assert set(meta.get_all("Provides-Extra")) == extras
+    assert meta["Requires-Python"] == ">=3.10"
+
+
+def test_sdist_builds_the_same_wheel(built):
+    with tarfile.open(built[1]) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"setup.cfg", "pyproject.toml", "README.md", "LICENSE"} <= names
+    assert "keras_mp/py.typed" in names
