@@ -3,6 +3,7 @@
 import difflib
 import functools
 import warnings
+import weakref
 
 import keras
 from keras import ops
@@ -99,7 +100,7 @@ def wrap_optimizer(model, optimizer, scaling=None):
         optimizer = LossScaleOptimizer(optimizer, rule)
         wrapped = True
     if wrapped:
-        protect(model)
+        protect(model, optimizer)
     return optimizer
 
 
@@ -124,49 +125,50 @@ def load_model(path, **kwargs):
     >>> model = keras_mp.load_model("model.keras")
     """
     model = keras.saving.load_model(path, **kwargs)
-    if isinstance(getattr(model, "optimizer", None), LossScaleOptimizer):
-        protect(model)
+    optimizer = getattr(model, "optimizer", None)
+    if isinstance(optimizer, LossScaleOptimizer):
+        protect(model, optimizer)
     return model
 
 
-def protect(model):
-    """Make a skipped step leave every variable of ``model`` as it was.
+def protect(model, optimizer):
+    """Make a step that ``optimizer`` skips leave every variable of ``model`` as it was.
 
     A forward pass that overflows writes its inf and NaN into BatchNorm statistics,
     metrics and random seeds before any gradient exists to be judged. So the model's
     ``train_step`` is wrapped: it keeps the values these variables had, runs the step,
     and puts them back if an optimizer skipped. Values are kept by reference and put
     back in a branch, so a step that is applied copies nothing.
-
-    Calling it again changes nothing.
     """
-    if getattr(model.train_step, "_keras_mp_protected", False):
-        return
-    train_step = model.train_step
+    if not hasattr(model.train_step, "_keras_mp_optimizers"):
+        model.train_step = _protected(model, model.train_step)
+    model.train_step._keras_mp_optimizers.add(optimizer)
+
+
+def _protected(model, train_step):
+    """Return ``train_step`` with the model's state put back after a skipped step."""
+    # Weakly held: a model that is compiled again lets its old optimizer go.
+    in_use = weakref.WeakSet()
 
     @functools.wraps(train_step)
     def protected(data):
+        optimizers = list(in_use)
+        if not optimizers:
+            return train_step(data)
         if model.run_eagerly:
             # A traced function has created all variables before its first real step.
             private.build_for(model, data)
-        optimizers = _scaling_optimizers(model)
         skipped = [optimizer.skipped_steps for optimizer in optimizers]
         variables = model.non_trainable_variables + model.metrics_variables
         values = distribute.values_of(variables)
         logs = train_step(data)
-        if not optimizers:
-            return logs
         skipped_now = [optimizer.skipped_steps for optimizer in optimizers]
         clean = ops.all(ops.equal(ops.stack(skipped), ops.stack(skipped_now)))
         distribute.restore_unless(clean, variables, values)
         return _restored_logs(model, logs)
 
-    protected._keras_mp_protected = True
-    model.train_step = protected
-
-
-def _scaling_optimizers(model):
-    return [v for v in vars(model).values() if isinstance(v, LossScaleOptimizer)]
+    protected._keras_mp_optimizers = in_use
+    return protected
 
 
 def _restored_logs(model, logs):

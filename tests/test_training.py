@@ -1,5 +1,8 @@
 """`compile`, `wrap_optimizer`, `load_model`, and skipped steps that change nothing."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -298,11 +301,23 @@ def test_custom_train_step_is_protected_and_keeps_its_own_logs():
     assert np.isfinite(logs["loss"]).all()
 
 
+def test_compiling_again_lets_the_old_optimizer_go():
+    model = stateful_model()
+    keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")
+    model.train_on_batch(X, Y)
+    old = weakref.ref(model.optimizer)
+    keras_mp.compile(model, "sgd", "mse", policy="mixed_float16", scaling=GENTLE)
+    gc.collect()
+    assert old() is None
+    model.train_on_batch(POISON[8:16], Y[8:16])
+    assert all(np.isfinite(v.numpy()).all() for v in model.non_trainable_variables)
+
+
 def test_compiling_again_with_keras_needs_no_loss_scaling():
     model = stateful_model()
     keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")
-    keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")
     model.compile("sgd", "mse", auto_scale_loss=False)
+    gc.collect()
     assert np.isfinite(model.train_on_batch(X, Y))
 
 
