@@ -85,7 +85,11 @@ def _add_train(commands) -> None:
     own.add_argument(
         "--data", metavar="FILE.npz", help="arrays x, y and maybe x_val, y_val"
     )
-    own.add_argument("--loss", metavar="NAME", help="if the model was not compiled")
+    own.add_argument(
+        "--loss",
+        metavar="NAME",
+        help="if the model was not compiled; instead of its own otherwise",
+    )
     own.add_argument("--optimizer", metavar="NAME", help="instead of the model's own")
 
 

@@ -321,18 +321,6 @@ def test_compiling_again_with_keras_needs_no_loss_scaling():
     assert np.isfinite(model.train_on_batch(X, Y))
 
 
-def test_frozen_weights_are_kept_by_reference_not_copied():
-    model = stateful_model()
-    model.layers[0].trainable = False
-    keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")
-    model.fit(X, Y, verbose=0)
-    function = model.train_function
-    assert function is not None
-    frozen = model.layers[0].kernel.numpy()
-    model.fit(POISON, Y, verbose=0, batch_size=8, shuffle=False)
-    np.testing.assert_array_equal(frozen, model.layers[0].kernel.numpy())
-
-
 # Several optimizers.
 
 

@@ -1,0 +1,242 @@
+"""The user's own model (``.keras``) and data (``.npz``), checked and explained."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+import zipfile
+
+import keras
+import numpy as np
+
+import keras_mp
+from keras_mp.compare.tasks import Data, Job, Task, UserError, explain
+
+SAVE_DATA = 'write it with np.savez("data.npz", x=x, y=y)'
+SAVE_MODEL = 'write it with model.save("model.keras")'
+
+
+def check_files(job: Job) -> None:
+    """Refuse, before any process starts, files that could not be trained with."""
+    if not (job.model and job.data):
+        given, missing = ("--model", "--data") if job.model else ("--data", "--model")
+        raise explain(
+            f"{given} without {missing}",
+            "a model file and a data file together",
+            f"only {given} {job.model or job.data}",
+            f"add {missing}, or leave out both to train a built-in task",
+        )
+    called = f"--model {job.model}"
+    if not os.path.isfile(job.model):
+        raise explain(called, "a .keras file", "no such file", "check the path")
+    if not job.model.endswith(".keras") or not zipfile.is_zipfile(job.model):
+        raise explain(
+            called,
+            "a model in Keras 3's .keras format",
+            "a file that is not in this format",
+            SAVE_MODEL,
+        )
+    load_data(job)
+
+
+def load_data(job: Job) -> Data:
+    """The arrays of the ``.npz`` file, checked; floats become float32.
+
+    Without x_val and y_val the last 20 % of the samples are for validation.
+    """
+    called = f"--data {job.data}"
+    arrays = _read(job.data, called)
+    for name, array in arrays.items():
+        _check_array(called, name, array)
+    for first, second in (("x", "y"), ("x_val", "y_val")):
+        if first in arrays:
+            _check_pair(called, first, second, arrays)
+    if "x_val" in arrays:
+        return Data(**arrays, notes=[_note(arrays["x"], arrays["x_val"])])
+    x, y = arrays["x"], arrays["y"]
+    cut = len(x) - max(1, len(x) // 5)
+    if not cut:
+        raise explain(
+            called,
+            "samples for training and, of these, the last 20 % for validation",
+            "1 sample",
+            "give more samples, or x_val and y_val too",
+        )
+    note = _note(x[:cut], x[cut:]) + " (the last 20 %)"
+    return Data(x[:cut], y[:cut], x[cut:], y[cut:], [note])
+
+
+def _note(x: np.ndarray, x_val: np.ndarray) -> str:
+    return f"{len(x):,} training samples, {len(x_val):,} validation samples"
+
+
+def _read(path: str, called: str) -> dict[str, np.ndarray]:
+    if not os.path.isfile(path):
+        raise explain(called, "an .npz file", "no such file", "check the path")
+    if not zipfile.is_zipfile(path):
+        raise explain(
+            called, "arrays in numpy's .npz format", "another format", SAVE_DATA
+        )
+    arrays = {}
+    with np.load(path, allow_pickle=False) as archive:
+        names = archive.files
+        both = "x_val" in names or "y_val" in names
+        wanted = ["x", "y"] + (["x_val", "y_val"] if both else [])
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise explain(
+                called,
+                f"the arrays {', '.join(wanted)}",
+                f"{', '.join(names) or 'no array'}: {', '.join(missing)} missing",
+                SAVE_DATA + (", x_val and y_val both or neither" if both else ""),
+            )
+        for name in wanted:
+            try:
+                arrays[name] = archive[name]
+            except ValueError:  # an object array would have to be unpickled
+                raise _not_numbers(called, name, "object") from None
+    return arrays
+
+
+def _not_numbers(called: str, name: str, dtype: str) -> UserError:
+    return explain(
+        called,
+        f"numbers (bool, integer or floating point) in {name}",
+        f"dtype {dtype}",
+        "make every sample the same shape and convert, e.g. x.astype('float32')",
+    )
+
+
+def _check_array(called: str, name: str, array: np.ndarray) -> None:
+    if array.dtype.kind not in "biuf":
+        raise _not_numbers(called, name, str(array.dtype))
+    if array.ndim == 0 or array.size == 0:
+        raise explain(
+            called,
+            f"at least one sample in {name}, samples along the first axis",
+            f"an array of shape {array.shape}",
+            SAVE_DATA,
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))
+        raise explain(
+            called,
+            f"finite numbers in {name}",
+            f"{len(bad):,} NaN or infinite values, the first in sample {bad[0][0]}",
+            "remove or replace them: one is enough to make the whole model NaN",
+        )
+
+
+def _check_pair(called: str, first: str, second: str, arrays: dict) -> None:
+    lengths = len(arrays[first]), len(arrays[second])
+    if lengths[0] != lengths[1]:
+        raise explain(
+            called,
+            f"as many samples in {first} as in {second}",
+            f"{lengths[0]:,} in {first} and {lengths[1]:,} in {second}",
+            "save both arrays from the same samples",
+        )
+    for name in (first, second):
+        if arrays[name].dtype.kind == "f":
+            arrays[name] = arrays[name].astype("float32")
+
+
+def build(job: Job, policy: str, data: Data) -> keras.Model:
+    """The model of the file, its weights as saved, compiled under the policy."""
+    called = f"--model {job.model}"
+    try:
+        with warnings.catch_warnings():  # of its optimizer's state, which is not used
+            warnings.simplefilter("ignore")
+            model = keras.models.load_model(job.model)
+    except Exception as error:
+        raise explain(
+            called,
+            "a model that Keras can load by itself",
+            _short(error),
+            "save it again with this version of Keras; for custom layers, compare in "
+            "a script of your own, with keras_mp.compile",
+        ) from None
+    arguments = _compile_arguments(model, job)
+    keras_mp.compile(model, policy=policy, **arguments)
+    try:
+        model.evaluate(data.x[:2], data.y[:2], batch_size=2, verbose=0)
+    except Exception as error:
+        raise explain(
+            f"{called} --data {job.data}",
+            "x and y of the shapes that the model and its loss take: "
+            f"input {_shape(model, 'input')}, output {_shape(model, 'output')}",
+            f"x {data.x.shape}, y {data.y.shape}: {_short(error)}",
+            "reshape the arrays, or choose another --loss",
+        ) from None
+    return model
+
+
+def _compile_arguments(model: keras.Model, job: Job) -> dict:
+    """What to compile with: the file's own arguments, the command line's first."""
+    config = model.get_compile_config() if model.compiled else None
+    saved = keras.saving.deserialize_keras_object(config) if config else {}
+    arguments = {
+        name: saved[name]
+        for name in ("optimizer", "loss", "loss_weights", "metrics", "weighted_metrics")
+        if saved.get(name) is not None
+    }
+    if job.loss or "loss" not in arguments:
+        arguments["loss"] = _loss(job)
+        arguments.setdefault("metrics", _metrics(job.loss))
+    arguments["optimizer"] = _optimizer(job, arguments.get("optimizer", "adam"))
+    return arguments
+
+
+def _loss(job: Job):
+    if not job.loss:
+        raise explain(
+            f"--model {job.model}",
+            "a compiled model, or the name of a loss",
+            "a model that was saved without compile()",
+            "add --loss, e.g. --loss sparse_categorical_crossentropy or --loss mse",
+        )
+    try:
+        return keras.losses.get(job.loss)
+    except ValueError:
+        raise explain(
+            f"--loss {job.loss}",
+            "the name of a loss in keras.losses",
+            "an unknown name",
+            "write e.g. mse, binary_crossentropy, sparse_categorical_crossentropy",
+        ) from None
+
+
+def _metrics(loss: str) -> list[str]:
+    return ["accuracy"] if "crossentropy" in loss.lower() else []
+
+
+def _optimizer(job: Job, saved) -> keras.optimizers.Optimizer:
+    """A fresh optimizer, without a loss scale around it."""
+    try:
+        optimizer = keras.optimizers.get(job.optimizer or saved)
+    except ValueError:
+        raise explain(
+            f"--optimizer {job.optimizer}",
+            "the name of an optimizer in keras.optimizers",
+            "an unknown name",
+            "write e.g. adam, adamw, sgd, rmsprop",
+        ) from None
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    config = optimizer.get_config()
+    if job.learning_rate:
+        config["learning_rate"] = job.learning_rate
+    return type(optimizer).from_config(config)
+
+
+def _shape(model: keras.Model, which: str):
+    return getattr(model, f"{which}_shape", "unknown")  # unknown before the first call
+
+
+def _short(error: Exception) -> str:
+    """The error on one line, without Keras's escape codes for bold."""
+    text = re.sub(r"\x1b\[\d+m", "", str(error))
+    return f"{type(error).__name__}: {' '.join(text.split())[:300]}"
+
+
+CUSTOM = Task("own model", 5, 32, load_data, build)

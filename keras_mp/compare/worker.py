@@ -1,0 +1,190 @@
+"""The child process: trains one precision, one epoch whenever it is told to.
+
+Messages to the parent are pairs (kind, content): "ready" once the model is built,
+"refused" with a message if what the user gave cannot be used, "epoch" after each
+epoch. The parent sends one message to start each epoch and closes the pipe to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pathlib
+import platform
+import sys
+import time
+
+import keras
+import tensorflow as tf
+
+import keras_mp
+from keras_mp.compare import custom, tasks
+
+TASKS = {"digits": tasks.DIGITS, "text": tasks.TEXT, "custom": custom.CUSTOM}
+
+
+def main(connection, job: tasks.Job, policy: str) -> None:
+    """Serve the parent at the other end of the connection until it closes it."""
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        try:
+            _train(connection, job, policy)
+        except tasks.UserError as error:
+            connection.send(("refused", str(error)))
+
+
+def _train(connection, job: tasks.Job, policy: str) -> None:
+    device, strategy = claim_devices(job.replicas)
+    keras.utils.set_random_seed(job.seed)
+    task = TASKS[job.task]
+    job = tasks.with_defaults(job, task)
+    data, batch_size = tasks.fit_batches(task.load(job), job.batch_size, job.replicas)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        model = task.build(job, policy, data)
+    steps = task.steps or len(data.x) // batch_size
+    ready = {
+        "device": device,
+        "notes": data.notes,
+        "parameters": model.count_params(),
+        "epochs": job.epochs,
+        "batch_size": batch_size,
+        "steps_per_epoch": steps,
+    }
+    connection.send(("ready", ready))
+    callbacks = [Lockstep(connection)]
+    if isinstance(model.optimizer, keras_mp.LossScaleOptimizer):
+        callbacks.insert(0, keras_mp.callbacks.ScalerStats(frequency=1))
+    model.fit(
+        batches(data.x, data.y, batch_size, seed=job.seed),
+        validation_data=batches(data.x_val, data.y_val, batch_size),
+        epochs=job.epochs,
+        steps_per_epoch=steps,
+        callbacks=callbacks,
+        shuffle=False,
+        verbose=0,
+    )
+
+
+def claim_devices(replicas: int) -> tuple[str, tf.distribute.Strategy | None]:
+    """Take the devices before TensorFlow starts; name them.
+
+    Several replicas run on as many GPUs or, where there are fewer, on logical CPUs.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus and len(gpus) < replicas:
+        tf.config.set_visible_devices([], "GPU")
+        gpus = []
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    kind, name = ("GPU", _gpu_name(gpus[0])) if gpus else ("CPU", _cpu_name())
+    if replicas == 1:
+        return name, None
+    if kind == "CPU":
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        parts = [tf.config.LogicalDeviceConfiguration() for _ in range(replicas)]
+        tf.config.set_logical_device_configuration(cpu, parts)
+    places = [f"{kind}:{index}" for index in range(replicas)]
+    title = f"{replicas} x {name}" if gpus else f"{replicas} logical CPUs of {name}"
+    return title, tf.distribute.MirroredStrategy(places)
+
+
+def _gpu_name(gpu) -> str:
+    return tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
+
+
+def _cpu_name() -> str:
+    file = pathlib.Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+    return names[0].strip() if names else platform.processor() or "CPU"
+
+
+def batches(x, y, size: int, seed: int | None = None) -> tf.data.Dataset:
+    """Batches of (x, y); with a seed, complete ones, reshuffled and without end.
+
+    TensorFlow's tuning of the pipeline is off: with it, the end of a dataset can be
+    waited for as long as the epoch took (its thread sleeps twice as long each time).
+    """
+    with tf.device("CPU:0"):
+        dataset = tf.data.Dataset.from_tensor_slices((x, y))
+    if seed is None:
+        dataset = dataset.batch(size)
+    else:
+        dataset = dataset.shuffle(len(x), seed=seed)
+        dataset = dataset.batch(size, drop_remainder=True).repeat()
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
+class Lockstep(keras.callbacks.Callback):
+    """Waits for the parent before each epoch, and reports to it afterwards.
+
+    A report holds lists with one value for each step: the loss of its batch (None if
+    it is not finite or the step was skipped), the seconds it took, the loss scale
+    (None without one).
+    """
+
+    def __init__(self, connection):
+        super().__init__()
+        self.connection = connection
+        self.skipped = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.connection.recv()
+        self.losses, self.seconds, self.scales = [], [], []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # Keras reports an epoch's mean so far; after a reset, it is this step's loss.
+        self.model.reset_metrics()
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seconds.append(time.perf_counter() - self.started)
+        skipped = logs.get("scaler_skipped", 0)
+        applied = skipped == self.skipped
+        self.skipped = skipped
+        self.losses.append(finite(logs["loss"]) if applied else None)
+        self.scales.append(finite(logs.get("scaler_scale")))
+
+    def on_epoch_end(self, epoch, logs=None):
+        validation = {
+            name.removeprefix("val_"): finite(value)
+            for name, value in logs.items()
+            if name.startswith("val_")
+        }
+        report = {
+            "losses": self.losses,
+            "seconds": self.seconds,
+            "scales": self.scales,
+            "skipped": self.skipped,
+            "validation": validation,
+            "peak_memory": peak_memory(),
+        }
+        self.connection.send(("epoch", report))
+
+
+def finite(value) -> float | None:
+    """The value as a float; None if it is missing, infinite or NaN."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def peak_memory() -> int | None:
+    """The most bytes held so far: on the fullest GPU, else by this process.
+
+    Not ``ru_maxrss`` on Linux, because it starts from the parent's own peak there.
+    """
+    gpus = range(len(tf.config.list_logical_devices("GPU")))
+    if gpus:
+        infos = [tf.config.experimental.get_memory_info(f"GPU:{gpu}") for gpu in gpus]
+        return max(info["peak"] for info in infos)
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text().splitlines()
+        peaks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+        if peaks:
+            return int(peaks[0]) * 1024
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None

@@ -1,0 +1,135 @@
+"""The command line: what it refuses and how it says so."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_mp import cli, hardware
+
+X = np.linspace(0, 1, 40, dtype="float32").reshape(10, 4)
+Y = np.arange(10) % 3
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    model.save(path)
+    return str(path)
+
+
+def refused(capsys, *options):
+    """Run ``train``, which is to refuse; return what it wrote to stderr."""
+    assert cli.main(["train", *map(str, options)]) == 2
+    message = capsys.readouterr().err
+    assert "it needs:" in message and "it got:" in message
+    assert "what to do:" in message and "Traceback" not in message
+    return message
+
+
+BROKEN_DATA = {
+    "no y": ({"x": X}, "y missing"),
+    "no arrays": ({}, "no array: x, y missing"),
+    "x_val alone": ({"x": X, "y": Y, "x_val": X}, "y_val missing"),
+    "lengths": ({"x": X, "y": Y[:9]}, "10 in x and 9 in y"),
+    "validation lengths": (
+        {"x": X, "y": Y, "x_val": X, "y_val": Y[:2]},
+        "10 in x_val and 2 in y_val",
+    ),
+    "objects": ({"x": np.array([[1], [2, 3]], object), "y": Y[:2]}, "dtype object"),
+    "text": ({"x": X, "y": np.array(["cat"] * 10)}, "dtype <U3"),
+    "empty": ({"x": X[:0], "y": Y[:0]}, "shape (0, 4)"),
+    "scalar": ({"x": X, "y": np.array(1)}, "shape ()"),
+    "NaN": ({"x": np.where(X == X[2, 0], np.nan, X), "y": Y}, "first in sample 2"),
+    "infinite y": ({"x": X, "y": np.where(Y == 1, np.inf, Y)}, "infinite values"),
+    "one sample": ({"x": X[:1], "y": Y[:1]}, "1 sample"),
+}
+
+
+@pytest.mark.parametrize("arrays, expected", BROKEN_DATA.values(), ids=BROKEN_DATA)
+def test_data_that_cannot_be_trained_on(capsys, tmp_path, model_file, arrays, expected):
+    data = tmp_path / "data.npz"
+    np.savez(data, **arrays)
+    message = refused(capsys, "--model", model_file, "--data", data)
+    assert f"--data {data}" in message and expected in message
+
+
+def test_missing_and_foreign_files(capsys, tmp_path, model_file):
+    other = tmp_path / "other.h5"
+    other.write_text("something else")
+    foreign = tmp_path / "foreign.keras"
+    foreign.write_text("something else")
+    absent = tmp_path / "absent"
+    for model, data, expected in (
+        (f"{absent}.keras", other, "no such file"),
+        (other, other, "not in this format"),
+        (foreign, other, "not in this format"),
+        (model_file, f"{absent}.npz", "no such file"),
+        (model_file, other, "another format"),
+    ):
+        assert expected in refused(capsys, "--model", model, "--data", data)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--model", "a.keras"], "--model without --data"),
+        (["--data", "a.npz"], "--data without --model"),
+        (["--task", "text", "--model", "a.keras"], "leave out --task"),
+        (["--loss", "mse"], "--loss mse"),
+        (["--optimizer", "sgd"], "--optimizer sgd"),
+        (["--output", __file__], "--output"),
+    ],
+)
+def test_options_that_do_not_go_together(capsys, tmp_path, options, expected):
+    assert expected in refused(capsys, "--output", tmp_path, *options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--epochs", "0"],
+        ["--replicas", "two"],
+        ["--policy", "float64"],
+        ["--learning-rate", "-1"],
+    ],
+)
+def test_values_that_argparse_refuses(capsys, options):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["train", *options])
+    assert error.value.code == 2
+    assert options[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["sklearn", "matplotlib"])
+def test_a_missing_package_names_its_extra(capsys, monkeypatch, tmp_path, module):
+    find = cli.importlib.util.find_spec
+    monkeypatch.setattr(
+        cli.importlib.util, "find_spec", lambda n: None if n == module else find(n)
+    )
+    assert 'pip install "keras_mp[demo]"' in refused(capsys, "--output", tmp_path)
+
+
+def test_the_policy_is_explained(monkeypatch):
+    advice = hardware.Recommendation("float32", "No tensor cores.")
+    monkeypatch.setattr(hardware, "recommend", lambda: advice)
+    policy, reason = cli.choose_policy("auto")
+    assert policy == "float32"
+    assert "No tensor cores." in reason and "--policy mixed_bfloat16" in reason
+    policy, reason = cli.choose_policy("mixed_float16")
+    assert policy == "mixed_float16"
+    assert "the advice is float32: No tensor cores." in reason
+
+
+def test_the_module_runs_and_helps():
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_mp", "train", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0
+    assert "--replicas" in done.stdout
