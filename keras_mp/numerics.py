@@ -59,7 +59,8 @@ def unscale(gradient, scale):
     if is_sparse(gradient):
         values = unscale(gradient.values, scale)
         return type(gradient)(values, gradient.indices, gradient.dense_shape)
-    return ops.divide(gradient, ops.cast(scale, gradient.dtype))
+    # Not in float16, where a scale of 2**16 is inf.
+    return ops.cast(ops.divide(gradient, scale), gradient.dtype)
 
 
 def is_float(tensor):

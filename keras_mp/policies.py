@@ -4,12 +4,15 @@ import contextlib
 import inspect
 import re
 import weakref
+from collections.abc import Iterable
 
 import keras
 
 from keras_mp import hardware, private
 
-_FLOAT32 = keras.DTypePolicy("float32")
+_KERAS_MODULES = {"keras.layers": keras.layers, "keras": keras}
+
+FLOAT32 = keras.DTypePolicy("float32")
 
 
 @keras.saving.register_keras_serializable("keras_mp")
@@ -28,9 +31,8 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         float32: Rules, each a layer class or a regular expression that must match in
             full a layer's name or a run of names in its path, such as ``"head"``,
             ``"block_.*"`` or ``"encoder/attention"``. A rule that matches a container
-            covers everything inside. Patterns with a ``/`` need a path, which layers
-            get when they are built or when the model is compiled with
-            `keras_mp.compile`.
+            covers everything inside. Rules on a path take effect as layers are put
+            together and built, at the latest in `keras_mp.compile`.
 
     Attributes:
         rules: The rules, as a tuple of strings and classes.
@@ -72,8 +74,8 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
     def for_layer(self, layer, path):
         """Return the policy that ``layer``, found under ``path``, is to have."""
         if self.matches(layer, path):
-            return _FLOAT32
-        own = type(self).from_config(self.get_config())
+            return FLOAT32
+        own = type(self)(self.name, self.rules)
         own._layer = weakref.ref(layer)
         return own
 
@@ -102,7 +104,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         return f"<Policy '{self.name}', float32={rules}>"
 
     def __reduce__(self):
-        return type(self).from_config, (self.get_config(),)
+        return type(self), (self.name, self.rules)
 
     # The mapping that Keras's base class is: empty, except that Keras writes
     # `layer.dtype_policy = policy` as an item. One object serves one layer, so the
@@ -200,11 +202,76 @@ def rule_matches(rule, layer, path):
     return any(re.fullmatch(rule, run) for run in runs)
 
 
-def _resolve(layer, policy, path):
+def layers_with_paths(layer, path=None):
+    """Yield each layer inside ``layer``, itself first, with its path.
+
+    The path joins the names of the containers down to the layer, as the model is put
+    together; unlike Keras's ``layer.path`` it is the same before and after the model
+    is built, saved and loaded. A layer used in two places comes twice.
+    """
+    path = path or layer.name
+    yield layer, path
+    for inner in private.sublayers(layer):
+        yield from layers_with_paths(inner, f"{path}/{inner.name}")
+
+
+def policy_of(layer):
+    """Return the policy of ``layer``; of a float32 island, the one around it."""
+    return getattr(layer, "outer_policy", layer.dtype_policy)
+
+
+def put_under(layer, policy):
+    """Put one layer under ``policy``; a float32 island stays one.
+
+    A layer whose compute dtype is no float (lookups, hashing), a quantized layer and
+    a model's input keep their policy.
+    """
+    if hasattr(layer, "outer_policy"):
+        layer.outer_policy = policy
+    elif is_convertible(layer):
+        private.set_layer_policy(layer, policy)
+        if isinstance(layer, keras.Model):
+            private.forget_dtypes(layer)
+
+
+def is_convertible(layer):
+    """Return whether the policy of ``layer`` may be replaced by another."""
+    return (
+        keras.backend.is_float_dtype(layer.compute_dtype)
+        and layer.quantization_mode is None
+        and not isinstance(layer, keras.layers.InputLayer)
+    )
+
+
+def resolve_rules(layer, path=None):
+    """Apply the rules that the policies in ``layer`` hold to the layers inside it.
+
+    A layer obeys rules on its name and class from the start and rules on its path as
+    it is built or put into another; this settles what only a finished model shows.
+    """
+    _resolve(layer, path or layer.name, ())
+
+
+def _resolve(layer, path, around):
+    """Apply rules to ``layer`` at ``path``, inside the (layer, path) of ``around``."""
+    policy = policy_of(layer)
+    places = [*around, (layer, path)]
+    if isinstance(policy, Policy) and any(policy.matches(*place) for place in places):
+        put_under(layer, FLOAT32)
+    for inner in private.sublayers(layer):
+        _resolve(inner, f"{path}/{inner.name}", places)
+
+
+def _choose(layer, policy, path):
     return policy.for_layer(layer, path) if isinstance(policy, Policy) else policy
 
 
-private.layer_policy_hook(_resolve)
+def _attached(layer, sublayer):
+    place = private.place_of(layer)
+    _resolve(sublayer, f"{place}/{sublayer.name}", [(layer, place)])
+
+
+private.layer_hook(_choose, _attached)
 
 
 def _named_policy(name):
@@ -220,7 +287,7 @@ def _named_policy(name):
 
 
 def _checked_rules(rules):
-    if isinstance(rules, str) or inspect.isclass(rules):
+    if isinstance(rules, str) or not isinstance(rules, Iterable):
         rules = (rules,)
     return tuple(_checked_rule(rule) for rule in rules)
 
@@ -246,17 +313,22 @@ def _checked_rule(rule):
 
 
 def _rule_config(rule):
+    """Return a rule as JSON: Keras's own classes by module, others as registered."""
     if isinstance(rule, str):
         return rule
-    return {"class_name": keras.saving.get_registered_name(rule)}
+    for module, public in _KERAS_MODULES.items():
+        if getattr(public, rule.__name__, None) is rule:
+            return {"module": module, "class_name": rule.__name__}
+    return {"registered_name": keras.saving.get_registered_name(rule)}
 
 
 def _rule_from(config, custom_objects):
     if not isinstance(config, dict):
         return config
-    name = config["class_name"]
+    if "module" in config:
+        return getattr(_KERAS_MODULES[config["module"]], config["class_name"])
+    name = config["registered_name"]
     found = keras.saving.get_registered_object(name, custom_objects)
-    found = found or getattr(keras.layers, name, None)
     if found is None:
         raise ValueError(
             f"A saved Policy keeps layers of class '{name}' in float32, but no such "

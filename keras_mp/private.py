@@ -4,8 +4,11 @@ Every function here is tested on the oldest and the newest supported Keras.
 """
 
 import contextlib
+import inspect
 
 import keras
+
+LOW_PRECISION = ("float16", "bfloat16")
 
 
 def sublayers(layer):
@@ -30,30 +33,94 @@ def set_layer_policy(layer, policy):
     layer._dtype_policy = policy
 
 
-def layer_policy_hook(resolve):
-    """Have ``resolve(layer, policy, path)`` choose each layer's policy as it is made.
+def own_variables(layer):
+    """Return the variables of ``layer`` itself, without those of its sublayers."""
+    return layer._trainable_variables + layer._non_trainable_variables
+
+
+def place_of(layer):
+    """Return the path of ``layer`` if it has been built, else its name."""
+    return layer.__dict__.get("_path") or layer.name
+
+
+def layer_hook(choose, attached):
+    """Have policies chosen per layer: as a layer gets one, its path, or a sublayer.
 
     Keras looks a policy up without saying for which layer, and knows a path only for
     layers that are built with weights, so that rules on a ``Softmax`` or an
     ``Activation`` could never match. ``_setattr_hook`` is the seam Keras has for such
-    needs: it sees the policy and, at build time, the path being stored on the layer.
+    needs: it sees whatever is stored on a layer.
 
     Args:
-        resolve: Called with the layer, the policy it is about to get, and its path
-            (its name until it is built). Returns the policy to store.
+        choose: ``choose(layer, policy, path) -> policy``, called when ``layer`` is
+            about to get ``policy`` and when it learns its path.
+        attached: ``attached(layer, sublayer)``, called when a layer is stored on
+            another, alone or in a list, tuple or dict.
     """
     base = keras.layers.Layer
     follow = base._setattr_hook
 
     def hook(self, name, value):
         name, value = follow(self, name, value)
-        if name == "_dtype_policy":
-            value = resolve(self, value, self.name)
-        elif name == "_path" and value:
-            set_layer_policy(self, resolve(self, self._dtype_policy, value))
+        if name in ("_dtype_policy", "outer_policy"):
+            return name, choose(self, value, place_of(self))
+        if name == "_path" and value:
+            set_layer_policy(self, choose(self, self._dtype_policy, value))
+        for sublayer in _layers_in(value):
+            attached(self, sublayer)
         return name, value
 
     base._setattr_hook = hook
+
+
+def _layers_in(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    values = value if isinstance(value, list | tuple) else [value]
+    return [item for item in values if isinstance(item, keras.layers.Layer)]
+
+
+def take_build_contract(build, source):
+    """Make ``build``, a method Keras has wrapped, look like the method ``source``.
+
+    Keras reads from the signature which shapes to pass, and from a mark whether to
+    build a layer by calling it instead.
+    """
+    build.__signature__ = inspect.signature(source)
+    build._is_default = getattr(source, "_is_default", False)
+
+
+def cast_with_masks(structure, dtype):
+    """Return ``structure`` with float tensors cast, and the masks on them kept.
+
+    Keras 3.12 drops a mask when it casts the tensor that carries it.
+    """
+
+    def cast(leaf):
+        if not (keras.ops.is_tensor(leaf) and keras.backend.is_float_dtype(leaf.dtype)):
+            return leaf
+        mask = getattr(leaf, "_keras_mask", None)
+        leaf = keras.ops.cast(leaf, dtype)
+        if mask is not None:
+            leaf._keras_mask = mask
+        return leaf
+
+    return keras.tree.map_structure(cast, structure)
+
+
+def forget_dtypes(model):
+    """Have ``model`` act on the policies of its layers as they are now.
+
+    Keras keeps what ``fit``, ``evaluate`` and ``predict`` have traced. And a
+    ``Sequential`` model that made its own input made it in the compute dtype of its
+    first layer at the time, and would go on rounding to it.
+    """
+    model.train_function = model.test_function = model.predict_function = None
+    if not isinstance(model, keras.Sequential) or not model._layers:
+        return
+    first = model._layers[0]
+    if isinstance(first, keras.layers.InputLayer) and first.dtype in LOW_PRECISION:
+        first._dtype = first.output._dtype = "float32"
 
 
 def build_for(model, data):

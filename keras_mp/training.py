@@ -54,7 +54,7 @@ def compile(
         )
     if policy is not None:
         convert.apply_policy(model, policy)
-    convert.resolve_rules(model)
+    policies.resolve_rules(model)
     _report_unmatched_rules(model)
     optimizer = wrap_optimizer(model, optimizer, scaling=scaling)
     # Keras would go by one policy name, and wrap in its own class.
@@ -114,7 +114,9 @@ def load_model(path, **kwargs):
 
     Policies with their rules, float32 islands, the scaling rule, the scale and the
     counters come back with plain Keras too; what this adds is the protection of the
-    model's state in skipped steps, which `keras_mp.compile` gave it.
+    model's state in skipped steps, which `keras_mp.compile` gave it, and rules on
+    paths in models of your own class, whose layers are built before they are put
+    together.
 
     Args:
         path: The file.
@@ -125,6 +127,7 @@ def load_model(path, **kwargs):
     >>> model = keras_mp.load_model("model.keras")
     """
     model = keras.saving.load_model(path, **kwargs)
+    policies.resolve_rules(model)
     optimizer = getattr(model, "optimizer", None)
     if isinstance(optimizer, LossScaleOptimizer):
         protect(model, optimizer)

@@ -23,7 +23,7 @@ ROOMS = {
     "distribute": set(),
     "optimizer": {"distribute", "numerics", "private", "scaling"},
     "policies": {"hardware", "private"},
-    "layers": {"numerics", "private"},
+    "layers": {"numerics", "policies", "private"},
     "convert": {"layers", "policies", "private"},
     "training": {
         "convert",

@@ -4,7 +4,7 @@ import functools
 
 import keras
 
-from keras_mp import private
+from keras_mp import policies, private
 from keras_mp.layers.island import Island
 
 
@@ -52,8 +52,27 @@ class Float32(Island, keras.layers.Layer):
         )
         self.layer = layer
         self.supports_masking = layer.supports_masking
-        for inner in private.walk(layer):
-            private.set_layer_policy(inner, keras.DTypePolicy("float32"))
+        private.take_build_contract(self.build, layer.build)
+        self._put_in_float32()
+
+    def _put_in_float32(self):
+        for inner in private.walk(self.layer):
+            policies.put_under(inner, policies.FLOAT32)
+
+    def build(self, *args, **kwargs):
+        """Build the layer; takes the shapes that its own ``build`` takes."""
+        if not self.layer.built:
+            with policies.policy_scope("float32"):
+                self.layer.build(*args, **kwargs)
+            self._put_in_float32()
+
+    def get_build_config(self):
+        return {"layer": self.layer.get_build_config()}
+
+    def build_from_config(self, config):
+        if not self.layer.built and config["layer"]:
+            self.layer.build_from_config(config["layer"])
+        self.built = True
 
     @property
     def call(self):

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_mp import numerics
+from keras_mp import numerics, private
 
 
 class Island:
@@ -25,8 +25,13 @@ class Island:
 
     def __init__(self, *args, dtype=None, output_dtype=None, **kwargs):
         super().__init__(*args, dtype="float32", **kwargs)
+        # The rules of a policy are applied to it like to a layer's own.
         self.outer_policy = keras.dtype_policies.get(dtype)
         self.output_dtype = _checked_dtype(type(self).__name__, output_dtype)
+
+    def __call__(self, *args, **kwargs):
+        args, kwargs = private.cast_with_masks((args, kwargs), "float32")
+        return super().__call__(*args, **kwargs)
 
     def handed_back(self, outputs):
         """Return ``outputs``, any structure, with its floats in the outer dtype."""

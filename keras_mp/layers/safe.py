@@ -43,7 +43,8 @@ class Activation(Island, keras.layers.Activation):
 class LayerNormalization(Island, keras.layers.LayerNormalization):
     """`keras.layers.LayerNormalization`, in float32 from its input to its output.
 
-    Keras's own computes in float32 inside, but on an input it has cast to float16.
+    Keras's own computes in float32 too, and rounds its output to float16; this one can
+    hand it back in float32.
 
     Example:
 

@@ -1,0 +1,134 @@
+"""What this package takes from Keras's private side holds on the Keras at hand."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mp
+from keras_mp import private
+
+
+def test_sublayers_finds_what_layers_hold():
+    dense, act = keras.layers.Dense(2), keras.layers.Activation("relu")
+    assert private.sublayers(keras.Sequential([dense, act])) == [dense, act]
+    assert private.sublayers(keras.layers.TimeDistributed(dense)) == [dense]
+    lstm = keras.layers.LSTM(2)
+    assert private.sublayers(lstm) == [lstm.cell]
+    assert private.sublayers(dense) == []
+
+
+def test_sublayers_of_attention():
+    layer = keras.layers.MultiHeadAttention(2, 3)
+    layer(np.ones((1, 4, 5)), np.ones((1, 4, 5)))
+    kinds = [type(inner).__name__ for inner in private.sublayers(layer)]
+    assert kinds.count("EinsumDense") == 4
+    assert kinds.count("Softmax") == 1
+
+
+def test_sublayers_is_a_list_of_its_own():
+    model = keras.Sequential([keras.layers.Dense(2)])
+    private.sublayers(model).clear()
+    assert len(private.sublayers(model)) == 1
+
+
+def test_walk_finds_every_layer_once():
+    shared = keras.layers.Dense(2)
+    inner = keras.Sequential([shared, keras.layers.Softmax()])
+    outer = keras.Sequential([inner, shared])
+    found = private.walk(outer)
+    assert found[0] is outer
+    assert set(found) == {outer, inner, shared, inner.layers[1]}
+    assert len(found) == len(set(found))
+
+
+def test_set_layer_policy_changes_one_layer_of_a_shared_map():
+    shared = keras.dtype_policies.DTypePolicyMap(
+        default_policy=keras.DTypePolicy("mixed_float16")
+    )
+    first, second = (keras.layers.Dense(2, dtype=shared) for _ in range(2))
+    private.set_layer_policy(first, keras.DTypePolicy("float32"))
+    assert first.compute_dtype == first(np.ones((1, 2))).dtype.name == "float32"
+    assert second.compute_dtype == second(np.ones((1, 2))).dtype.name == "float16"
+
+
+def test_hook_sees_name_and_path_and_can_be_put_back(monkeypatch):
+    base = keras.layers.Layer
+    monkeypatch.setattr(base, "_setattr_hook", base._setattr_hook)
+    seen = []
+
+    def resolve(layer, policy, path):
+        seen.append((layer, policy.name, path))
+        return keras.DTypePolicy("bfloat16") if path == "model/inside" else policy
+
+    private.layer_hook(resolve, lambda layer, sublayer: None)
+    layer = keras.layers.Dense(2, name="inside")
+    assert (layer, "float32", "inside") in seen
+    assert layer.compute_dtype == "float32"
+    keras.Sequential([keras.Input((3,)), layer], name="model")
+    assert (layer, "float32", "model/inside") in seen
+    assert layer.compute_dtype == layer.kernel.dtype == "bfloat16"
+
+
+def test_hook_leaves_other_attributes_and_tracking_alone():
+    class Holder(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.scale = self.add_weight(shape=())
+            self.child = keras.layers.Dense(1)
+            self.children = [keras.layers.Dense(1)]
+            self.text = "text"
+
+    holder = Holder()
+    assert len(holder.weights) == 1
+    assert private.sublayers(holder) == [holder.child, *holder.children]
+    assert holder.text == "text"
+
+
+def test_build_for_creates_every_variable():
+    model = keras.Sequential(
+        [
+            keras.layers.Dense(3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile("adam", loss="mse", metrics=["mae"])
+    x, y = np.ones((2, 4), "float32"), np.ones((2, 1), "float32")
+    assert not model.built
+    private.build_for(model, (tf.constant(x), tf.constant(y)))
+    assert [w.shape for w in model.trainable_variables][0] == (4, 3)
+    before = (
+        len(model.variables),
+        len(model.metrics_variables),
+        len(model.optimizer.variables),
+    )
+    model.train_on_batch(x, y)
+    after = (
+        len(model.variables),
+        len(model.metrics_variables),
+        len(model.optimizer.variables),
+    )
+    assert before == after
+    private.build_for(model, (tf.constant(x), tf.constant(y)))
+    assert len(model.variables) == after[0]
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "graph"])
+def test_raise_if_raises_with_its_message_only_if_true(wrap):
+    @wrap
+    def step(flag):
+        private.raise_if(flag, "the scale is stuck")
+        return tf.constant(1)
+
+    assert int(step(tf.constant(False))) == 1
+    with pytest.raises(tf.errors.InvalidArgumentError, match="the scale is stuck"):
+        step(tf.constant(True))
+
+
+def test_policies_need_no_path_on_layers_that_keras_gives_none():
+    policy = keras_mp.Policy("mixed_float16", float32=["quiet"])
+    layer = keras.layers.Activation("relu", name="quiet", dtype=policy)
+    layer(np.ones((1, 2)))
+    assert layer.path is None  # the reason for the hook
+    assert layer.compute_dtype == "float32"
