@@ -222,7 +222,9 @@ def test_mask_is_not_passed_on_by_a_layer_that_ends_it():
     result = Float32(layers.GlobalAveragePooling1D())(masked)
     assert getattr(result, "_keras_mask", None) is None
     assert result.shape == (4, 5)
-    expected = layers.GlobalAveragePooling1D(dtype="float32")(masked)
+    # Keras 3.12 loses the mask of a float16 input, so it is passed by name here.
+    average = layers.GlobalAveragePooling1D(dtype="float32")
+    expected = average(masked, mask=masked._keras_mask)
     # One rounding to float16, of values below 0.1.
     np.testing.assert_allclose(result, expected, atol=2.0**-15)
 
