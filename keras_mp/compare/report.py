@@ -145,8 +145,14 @@ def write_plot(comparison: Comparison, path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     runs = comparison.runs
+    scaled = None not in runs[-1].series("scales")
     figure, (above, below) = pyplot.subplots(
-        2, 1, figsize=(9, 7), sharex=True, height_ratios=(2, 1), layout="constrained"
+        2,
+        1,
+        figsize=(9, 7),
+        sharex=True,
+        height_ratios=(2, 1) if scaled else (6, 1),
+        layout="constrained",
     )
     names = " and ".join(run.policy for run in runs)
     figure.suptitle(f"{comparison.title}\n{names} on {runs[0].ready['device']}")
