@@ -293,3 +293,36 @@ def test_get_reports_a_bad_value_in_a_saved_rule():
     saved["config"]["scale"] = -1.0
     with pytest.raises((TypeError, ValueError), match="scale"):
         scaling.get(saved)
+
+
+with_a_range = pytest.mark.parametrize(
+    "rule_class", [DynamicLossScale, LogNormalLossScale], ids=lambda cls: cls.__name__
+)
+
+
+@with_a_range
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"min_scale": 64.0, "initial_scale": 48.0, "max_scale": 32.0},
+        {"min_scale": 64.0, "initial_scale": 32.0, "max_scale": 128.0},
+        {"min_scale": 64.0, "initial_scale": 256.0, "max_scale": 128.0},
+    ],
+)
+def test_scales_out_of_order_are_named(rule_class, config):
+    with pytest.raises(ValueError, match=rule_class.__name__) as caught:
+        rule_class(**config)
+    for name, value in config.items():
+        assert f"{name}={value!r}" in str(caught.value)
+
+
+@with_a_range
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_scale", 1e39), ("min_scale", 1e-50), ("max_scale", 10**400)],
+    ids=["inf", "zero", "no float either"],
+)
+def test_scale_that_float32_cannot_hold_is_refused(rule_class, name, value):
+    # As a float32, the type of the state, these are inf and 0.
+    with pytest.raises(ValueError, match=name):
+        rule_class(**{name: value})
