@@ -1,5 +1,7 @@
 """`LossScaleOptimizer`: joins a scaling rule, the gradient checks and Keras."""
 
+import dataclasses
+import numbers
 import threading
 import warnings
 
@@ -177,10 +179,9 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     @initial_scale.setter
     def initial_scale(self, value):
-        if self._scaling is not None:
-            self._scaling = _rule(None, value, self.dynamic_growth_steps)
-            if not self.built:
-                self.dynamic_scale.assign(self._scaling.initial_scale)
+        self._change_rule(initial_scale=value)
+        if self._scaling is not None and not self.built:
+            self.dynamic_scale.assign(self._scaling.initial_scale)
 
     @property
     def dynamic_growth_steps(self):
@@ -189,8 +190,18 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     @dynamic_growth_steps.setter
     def dynamic_growth_steps(self, value):
-        if self._scaling is not None:
-            self._scaling = _rule(None, self.initial_scale, value)
+        self._change_rule(growth_interval=value)
+
+    def _change_rule(self, **changes):
+        if self._scaling is None:  # the base class's __init__ is at work
+            return
+        (name,) = changes
+        if name not in {field.name for field in dataclasses.fields(self._scaling)}:
+            raise AttributeError(
+                f"The scaling rule {self._scaling!r} has no `{name}` to set. Make a "
+                "new LossScaleOptimizer with the rule you want."
+            )
+        self._scaling = dataclasses.replace(self._scaling, **changes)
 
     # One step.
 
@@ -461,7 +472,7 @@ def _checked_inner(inner_optimizer):
 
 def _rule(rule, initial_scale, growth_steps):
     """Return the rule that the constructor's arguments ask for."""
-    if isinstance(rule, int | float) and not isinstance(rule, bool):
+    if isinstance(rule, numbers.Real) and not isinstance(rule, bool):
         rule, initial_scale = None, rule if initial_scale is None else initial_scale
     if rule is None:
         return _dynamic_rule(initial_scale, growth_steps)

@@ -40,6 +40,18 @@ def test_overflow_on_one_replica_skips_the_step_on_all():
     assert result["skipped"] == 1
 
 
+def test_keras_own_class_lets_one_replica_ruin_all():
+    assert run_case("keras_poison", 2)["weights_are_nan"]
+
+
+def test_keras_own_class_clips_each_replica_alone():
+    one, two = (run_case("keras_clip", replicas)["weights"] for replicas in (1, 2))
+    difference = max(
+        np.abs(np.subtract(a, b)).max() for a, b in zip(one, two, strict=True)
+    )
+    assert difference > 1e-4  # ours stays within 1e-5
+
+
 def test_apply_outside_a_replica_says_where_it_belongs():
     assert "strategy.run" in run_case("cross_replica", 2)["error"]
 
@@ -146,6 +158,33 @@ def case_poison(replicas):
         "scales": [*scales, model.optimizer.stats()["scale"]],
         "skipped": model.optimizer.stats()["skipped"],
     }
+
+
+def _keras_model(replicas, **clip):
+    """Return a model under Keras's own class."""
+    import keras
+
+    with _strategy(replicas).scope():
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        inner = keras.optimizers.SGD(0.1, **clip)
+        optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0)
+        model.compile(optimizer, "mse")
+    return model
+
+
+def case_keras_poison(replicas):
+    model = _keras_model(replicas)
+    x, y = _data()
+    x[7] = np.inf  # in the half of the last replica
+    model.fit(x[:8], y[:8], batch_size=8, shuffle=False, verbose=0)
+    return {"weights_are_nan": all(np.isnan(w).all() for w in model.get_weights())}
+
+
+def case_keras_clip(replicas):
+    model = _keras_model(replicas, clipnorm=0.05)
+    model.fit(*_data(), batch_size=8, epochs=2, shuffle=False, verbose=0)
+    return {"weights": [weight.tolist() for weight in model.get_weights()]}
 
 
 def case_cross_replica(replicas):

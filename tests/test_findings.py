@@ -140,6 +140,14 @@ def test_9_rule_with_a_model_name_holds_before_and_after_loading(own, rule, tmp_
 
 
 @BOTH
+def test_map_reaches_layers_without_weights(own):
+    with keras_mp.policy_scope(policy(own, "mixed_float16", ["weightless"])):
+        layer = keras.layers.Softmax(name="weightless")
+        model = keras.Sequential([keras.Input((4,)), layer])
+    assert model.layers[0].compute_dtype == "float32"
+
+
+@BOTH
 def test_20_wrapper_lets_its_inner_optimizer_through(own):
     inner = keras.optimizers.AdamW(weight_decay=0.1)
     optimizer = wrap(own, inner)

@@ -45,7 +45,14 @@ def assert_same(left, right):
 
 @pytest.mark.parametrize(
     "positional",
-    [(), (1024.0,), (1024.0, 100), (1024.0, 100, "scaler"), (1024,)],
+    [
+        (),
+        (1024.0,),
+        (1024.0, 100),
+        (1024.0, 100, "scaler"),
+        (1024,),
+        (np.float32(1024.0),),
+    ],
     ids=str,
 )
 def test_constructor_takes_keras_positional_arguments(positional):
@@ -344,6 +351,19 @@ def test_keras_names_for_the_rule_stay_settable():
     optimizer.apply(scaled(optimizer, [np.ones(1)]), [keras.Variable([1.0])])
     assert float(optimizer.dynamic_scale) == 8.0
     assert int(optimizer.step_counter) == 0
+
+
+def test_setting_one_thing_keeps_the_rest_of_the_rule():
+    rule = scaling.DynamicLossScale(initial_scale=8.0, growth_factor=4.0)
+    optimizer = keras_mp.LossScaleOptimizer("sgd", rule)
+    optimizer.dynamic_growth_steps = 5
+    assert optimizer.scaling == scaling.DynamicLossScale(
+        initial_scale=8.0, growth_factor=4.0, growth_interval=5
+    )
+    fixed = keras_mp.LossScaleOptimizer("sgd", scaling.StaticLossScale(2.0))
+    with pytest.raises(AttributeError, match="no `initial_scale` to set"):
+        fixed.initial_scale = 4.0
+    assert fixed.scaling == scaling.StaticLossScale(2.0)
 
 
 # Custom loops.
