@@ -162,6 +162,11 @@ class Lockstep(keras.callbacks.Callback):
         }
         self.connection.send(("epoch", report))
 
+    def on_train_end(self, logs=None):
+        # Winding up would take time from the other run's last epoch.
+        with contextlib.suppress(EOFError):
+            self.connection.recv()
+
 
 def finite(value) -> float | None:
     """The value as a float; None if it is missing, infinite or NaN."""
