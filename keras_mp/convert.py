@@ -6,7 +6,7 @@ from keras_mp import policies, private
 from keras_mp.layers import Island
 
 
-def apply_policy(model, policy):
+def apply_policy(model: keras.layers.Layer, policy: keras.DTypePolicy | str) -> None:
     """Put every layer of ``model`` under ``policy``, in place; weights are kept.
 
     Layers whose compute dtype is no float (lookups, hashing) and quantized layers keep
@@ -33,7 +33,7 @@ def apply_policy(model, policy):
         policies.put_under(layer, layer_policy)
 
 
-def unmatched_rules(model, policy):
+def unmatched_rules(model: keras.layers.Layer, policy: policies.Policy) -> list:
     """Return the rules of ``policy`` that match no layer of ``model``, as a list."""
     found = list(policies.layers_with_paths(model))
     return [

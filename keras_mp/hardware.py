@@ -1,5 +1,6 @@
 """Which low precision this machine's processors are fast in."""
 
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ class Recommendation(NamedTuple):
     reason: str
 
 
-def recommend():
+def recommend() -> Recommendation:
     """Return the policy that this machine's fastest devices compute well in.
 
     bfloat16 on TPUs, on GPUs of compute capability 8.0 (Ampere) and later and on CPUs
@@ -36,7 +37,9 @@ def recommend():
     return choose(gpu_capabilities(), has_tpu(), cpu_flags())
 
 
-def choose(capabilities, tpu, flags):
+def choose(
+    capabilities: list[tuple[int, int] | None], tpu: bool, flags: set[str]
+) -> Recommendation:
     """Return the `Recommendation` for a described machine.
 
     Args:
@@ -61,7 +64,7 @@ def choose(capabilities, tpu, flags):
     )
 
 
-def _for_gpus(capabilities):
+def _for_gpus(capabilities: list[tuple[int, int] | None]) -> Recommendation:
     if None in capabilities:
         return Recommendation(
             "float32", "A GPU reports no compute capability; its precision is unknown."
@@ -85,7 +88,7 @@ def _for_gpus(capabilities):
     )
 
 
-def gpu_capabilities():
+def gpu_capabilities() -> list[tuple[int, int] | None]:
     """Return each visible GPU's compute capability as (major, minor), or None."""
     import tensorflow as tf
 
@@ -95,14 +98,14 @@ def gpu_capabilities():
     ]
 
 
-def has_tpu():
+def has_tpu() -> bool:
     """Return whether TensorFlow sees a TPU."""
     import tensorflow as tf
 
     return bool(tf.config.get_visible_devices("TPU"))
 
 
-def cpu_flags(cpuinfo="/proc/cpuinfo"):
+def cpu_flags(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> set[str]:
     """Return the CPU's feature flags as a set; empty where the system hides them.
 
     Args:

@@ -4,12 +4,15 @@ import dataclasses
 import numbers
 import threading
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_mp import distribute, numerics, private, scaling
+from keras_mp.scaling import LossScale
 
 # What the wrapper must not answer for itself: these settings and this state are the
 # inner optimizer's. The base class gives every optimizer its own; the wrapper drops
@@ -84,14 +87,14 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def __init__(
         self,
-        inner_optimizer,
-        scaling=None,
-        dynamic_growth_steps=None,
-        name=None,
+        inner_optimizer: keras.optimizers.Optimizer | str | dict,
+        scaling: LossScale | str | float | None = None,
+        dynamic_growth_steps: int | None = None,
+        name: str | None = None,
         *,
-        initial_scale=None,
-        **kwargs,
-    ):
+        initial_scale: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         inner_optimizer = _checked_inner(inner_optimizer)
         rule = _rule(scaling, initial_scale, dynamic_growth_steps)
         factor = inner_optimizer.loss_scale_factor
@@ -168,12 +171,12 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     # The scaling rule, under our name and under Keras's two.
 
     @property
-    def scaling(self):
+    def scaling(self) -> LossScale:
         """The scaling rule, a frozen config."""
         return self._scaling
 
     @property
-    def initial_scale(self):
+    def initial_scale(self) -> float:
         """The rule's first scale."""
         return self._scaling.initial_scale
 
@@ -184,7 +187,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             self.dynamic_scale.assign(self._scaling.initial_scale)
 
     @property
-    def dynamic_growth_steps(self):
+    def dynamic_growth_steps(self) -> int | None:
         """The rule's ``growth_interval``; None for a rule without one."""
         return getattr(self._scaling, "growth_interval", None)
 
@@ -210,7 +213,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(var_list)
 
-    def scale_loss(self, loss):
+    def scale_loss(self, loss: Any) -> Any:
         """Return ``loss`` times the current scale, at least in float32.
 
         Does not synchronise with the device.
@@ -218,11 +221,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self._loop.scaled, self._loop.unscaled = True, False
         return ops.multiply(loss, self.dynamic_scale)
 
-    def get_scaled_loss(self, loss):
+    def get_scaled_loss(self, loss: Any) -> Any:
         """Return ``loss`` times the scale; tf.keras's name for `scale_loss`."""
         return self.scale_loss(loss)
 
-    def get_unscaled_gradients(self, grads):
+    def get_unscaled_gradients(self, grads: Iterable) -> list:
         """Return ``grads`` divided by the scale, for loops that clip or log them.
 
         Afterwards `apply` takes gradients as they are, until the next `scale_loss`.
@@ -236,11 +239,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self._loop.unscaled = True
         return [numerics.unscale(gradient, self.dynamic_scale) for gradient in grads]
 
-    def check_finite(self, grads):
+    def check_finite(self, grads: Iterable) -> Any:
         """Return a scalar bool tensor: no gradient holds an inf or a NaN."""
         return numerics.all_finite(grads)
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(
+        self, grads: Iterable, trainable_variables: Iterable | None = None
+    ) -> None:
         """Update the variables with the gradients of a scaled loss, if all are finite.
 
         Args:
@@ -358,7 +363,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """Steps skipped so far, as a scalar int tensor that needs no synchronising."""
         return self._counters.value[_COUNTERS.index("skipped")]
 
-    def stats(self):
+    def stats(self) -> dict[str, float | int]:
         """Return the scale and the counters as plain numbers.
 
         Returns:

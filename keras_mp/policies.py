@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import re
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import keras
 
@@ -54,7 +54,9 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
     # A subclass of DTypePolicyMap, because Keras replaces every other kind of policy
     # by its name when a model is loaded.
 
-    def __init__(self, name="auto", float32=()):
+    def __init__(
+        self, name: str = "auto", float32: Iterable[str | type] | str | type = ()
+    ) -> None:
         self.reason = None
         if name == "auto":
             name, self.reason = hardware.recommend()
@@ -63,11 +65,11 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         self._layer = None
 
     @property
-    def name(self):
+    def name(self) -> str:
         """Name of the policy for the layers that no rule matches."""
         return self.default_policy.name
 
-    def matches(self, layer, path):
+    def matches(self, layer: keras.layers.Layer, path: str) -> bool:
         """Return whether a rule keeps ``layer``, found under ``path``, in float32."""
         return any(rule_matches(rule, layer, path) for rule in self.rules)
 
@@ -129,7 +131,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         return True
 
 
-def get(policy):
+def get(policy: keras.DTypePolicy | str) -> keras.DTypePolicy:
     """Return ``policy`` as a Keras dtype policy.
 
     Args:
@@ -141,7 +143,7 @@ def get(policy):
     return policy if isinstance(policy, keras.DTypePolicy) else Policy(policy)
 
 
-def set_policy(policy):
+def set_policy(policy: keras.DTypePolicy | str) -> keras.DTypePolicy:
     """Set the policy of all layers created from now on.
 
     Args:
@@ -162,7 +164,7 @@ def set_policy(policy):
 
 
 @contextlib.contextmanager
-def policy_scope(policy):
+def policy_scope(policy: keras.DTypePolicy | str) -> Iterator[keras.DTypePolicy]:
     """Set the policy inside a ``with`` block and restore what was there afterwards.
 
     The earlier policy comes back after an exception too. The block's target is the

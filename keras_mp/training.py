@@ -2,19 +2,28 @@
 
 import difflib
 import functools
+import os
 import warnings
 import weakref
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_mp import convert, distribute, policies, private, scaling
 from keras_mp.optimizer import LossScaleOptimizer
+from keras_mp.scaling import LossScale
 
 
 def compile(
-    model, optimizer="adam", loss=None, *, policy=None, scaling=None, **compile_kwargs
-):
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer | str | dict = "adam",
+    loss: Any = None,
+    *,
+    policy: keras.DTypePolicy | str | None = None,
+    scaling: LossScale | str | None = None,
+    **compile_kwargs: Any,
+) -> None:
     """Compile ``model`` for mixed precision: ``model.compile`` with what is missing.
 
     If any layer computes in float16, the optimizer is wrapped in a
@@ -62,7 +71,11 @@ def compile(
     model.compile(optimizer=optimizer, loss=loss, **compile_kwargs)
 
 
-def wrap_optimizer(model, optimizer, scaling=None):
+def wrap_optimizer(
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer | str | dict,
+    scaling: LossScale | str | None = None,
+) -> keras.optimizers.Optimizer:
     """Return ``optimizer`` with loss scaling if ``model`` needs it, else itself.
 
     For models with several optimizers, such as GANs: wrap each one, and use its
@@ -104,12 +117,12 @@ def wrap_optimizer(model, optimizer, scaling=None):
     return optimizer
 
 
-def needs_loss_scaling(model):
+def needs_loss_scaling(model: keras.Model) -> bool:
     """Return whether any layer of ``model`` computes in float16."""
     return any(layer.compute_dtype == "float16" for layer in private.walk(model))
 
 
-def load_model(path, **kwargs):
+def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:
     """Load a ``.keras`` file as `keras.saving.load_model` does, ready to train on.
 
     Policies with their rules, float32 islands, the scaling rule, the scale and the
@@ -134,7 +147,7 @@ def load_model(path, **kwargs):
     return model
 
 
-def protect(model, optimizer):
+def protect(model: keras.Model, optimizer: LossScaleOptimizer) -> None:
     """Make a step that ``optimizer`` skips leave every variable of ``model`` as it was.
 
     A forward pass that overflows writes its inf and NaN into BatchNorm statistics,

@@ -34,7 +34,7 @@ class ScalerStats(keras.callbacks.Callback):
     [1]
     """
 
-    def __init__(self, frequency="epoch"):
+    def __init__(self, frequency: int | str = "epoch") -> None:
         super().__init__()
         is_count = isinstance(frequency, numbers.Integral) and frequency > 0
         if frequency != "epoch" and (not is_count or isinstance(frequency, bool)):

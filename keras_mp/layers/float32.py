@@ -1,6 +1,7 @@
 """`Float32`: run any layer in float32 inside a low-precision model."""
 
 import functools
+from typing import Any
 
 import keras
 
@@ -40,7 +41,15 @@ class Float32(Island, keras.layers.Layer):
     'float32'
     """
 
-    def __init__(self, layer, output_dtype=None, *, dtype=None, name=None, **kwargs):
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        output_dtype: str | None = None,
+        *,
+        dtype: keras.DTypePolicy | str | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         _check_layer(layer)
         # Keras reads the signature of `call` in __init__, before attributes are set.
         self.__dict__["_wrapped"] = layer

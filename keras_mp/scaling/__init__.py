@@ -19,7 +19,7 @@ __all__ = [
 _NAMED = {"dynamic": DynamicLossScale, "log_normal": LogNormalLossScale}
 
 
-def get(identifier):
+def get(identifier: LossScale | str | dict) -> LossScale:
     """Return the loss-scale rule that ``identifier`` stands for.
 
     Args:
