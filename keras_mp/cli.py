@@ -201,5 +201,5 @@ def _need(module: str, why: str) -> None:
             "keras-mp train",
             f"{package}, {why}",
             "a Python without it",
-            'pip install "keras_mp[demo]"',
+            "pip install matplotlib scikit-learn",
         )
