@@ -74,9 +74,15 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         return any(rule_matches(rule, layer, path) for rule in self.rules)
 
     def for_layer(self, layer, path):
-        """Return the policy that ``layer``, found under ``path``, is to have."""
+        """Return the policy that ``layer``, found under ``path``, is to have.
+
+        Without rules that is Keras's own policy, so that a saved model loads where
+        keras_mp is not installed.
+        """
         if self.matches(layer, path):
             return FLOAT32
+        if not self.rules:
+            return self.default_policy
         own = type(self)(self.name, self.rules)
         own._layer = weakref.ref(layer)
         return own

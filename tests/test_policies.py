@@ -710,3 +710,17 @@ def test_layers_as_rules_are_refused(as_list):
     layer = layers.Dense(2, name="mine")
     with pytest.raises(TypeError, match="layer class.*mine.*pass its name"):
         Policy("mixed_float16", float32=[layer] if as_list else layer)
+
+
+@pytest.mark.parametrize("way", ["global", "layer", "compile"])
+def test_policy_without_rules_is_saved_as_keras_own(way):
+    with policy_scope("mixed_bfloat16" if way == "global" else "float32"):
+        dtype = Policy("mixed_bfloat16") if way == "layer" else None
+        model = keras.Sequential(
+            [keras.Input((4,)), keras.layers.Dense(1, dtype=dtype)]
+        )
+    keras_mp.compile(
+        model, "sgd", "mse", policy="mixed_bfloat16" if way == "compile" else None
+    )
+    assert model.layers[0].compute_dtype == "bfloat16"
+    assert "keras_mp" not in model.to_json()
