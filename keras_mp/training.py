@@ -129,7 +129,8 @@ def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:
     counters come back with plain Keras too; what this adds is the protection of the
     model's state in skipped steps, which `keras_mp.compile` gave it, and rules on
     paths in models of your own class, whose layers are built before they are put
-    together.
+    together. A `keras.optimizers.LossScaleOptimizer` is replaced by ours, which goes on
+    with its scale and with the inner optimizer's variables.
 
     Args:
         path: The file.
@@ -141,10 +142,28 @@ def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:
     """
     model = keras.saving.load_model(path, **kwargs)
     policies.resolve_rules(model)
-    optimizer = getattr(model, "optimizer", None)
-    if isinstance(optimizer, LossScaleOptimizer):
-        protect(model, optimizer)
+    if type(getattr(model, "optimizer", None)) is keras.optimizers.LossScaleOptimizer:
+        _replace_keras_scaler(model)
+    if isinstance(getattr(model, "optimizer", None), LossScaleOptimizer):
+        protect(model, model.optimizer)
     return model
+
+
+def _replace_keras_scaler(model):
+    """Compile ``model`` as it was, with our optimizer in the place of Keras's."""
+    old = model.optimizer
+    new = LossScaleOptimizer(
+        old.inner_optimizer,
+        initial_scale=old.initial_scale,
+        dynamic_growth_steps=old.dynamic_growth_steps,
+        name=old.name,
+    )
+    store = {}
+    old.save_own_variables(store)
+    new.load_own_variables(store)
+    arguments = keras.saving.deserialize_keras_object(model.get_compile_config())
+    arguments |= {"optimizer": new, "auto_scale_loss": False}
+    model.compile(**arguments)
 
 
 def protect(model: keras.Model, optimizer: LossScaleOptimizer) -> None:

@@ -416,3 +416,32 @@ def test_loaded_model_is_protected(tmp_path):
     assert loaded.optimizer.stats()["skipped"] == skipped + 1
     after = state(loaded)
     assert_same_state(before, {name: after[name] for name in before})
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_model_saved_with_keras_scaler_goes_on_with_ours(explicit, tmp_path):
+    with keras_mp.policy_scope("mixed_float16"):
+        model = stateful_model()
+        optimizer = keras.optimizers.Adam(0.125)
+        if explicit:
+            optimizer = keras.optimizers.LossScaleOptimizer(
+                optimizer, initial_scale=64.0, dynamic_growth_steps=5
+            )
+        model.compile(optimizer, "binary_crossentropy", metrics=["mae"])
+        model.fit(X, Y, batch_size=8, verbose=0)
+        model.save(tmp_path / "model.keras")
+        loaded = keras_mp.load_model(tmp_path / "model.keras")
+    assert type(loaded.optimizer) is keras_mp.LossScaleOptimizer
+    stats = loaded.optimizer.stats()
+    assert stats["scale"] == float(model.optimizer.dynamic_scale)
+    for a, b in zip(
+        model.optimizer.inner_optimizer.variables,
+        loaded.optimizer.inner_optimizer.variables,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    logs = loaded.fit(POISON, Y, batch_size=8, verbose=0).history
+    assert set(logs) == {"loss", "mae"} and np.isfinite(logs["loss"]).all()
+    loaded.save(tmp_path / "again.keras")
+    again = keras.saving.load_model(tmp_path / "again.keras")
+    assert again.optimizer.stats() == loaded.optimizer.stats()
