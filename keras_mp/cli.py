@@ -66,7 +66,7 @@ def _add_train(commands) -> None:
     parser.add_argument("--epochs", type=_positive(int), metavar="N")
     parser.add_argument("--batch-size", type=_positive(int), metavar="N")
     parser.add_argument("--learning-rate", type=_positive(float), metavar="RATE")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--replicas",
         type=_positive(int),
@@ -93,11 +93,18 @@ def _add_train(commands) -> None:
     own.add_argument("--optimizer", metavar="NAME", help="instead of the model's own")
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 2**32 - 1")
+    return value
+
+
 def _positive(kind: type):
     def convert(text: str):
         value = kind(text)
-        if value <= 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is no finite number above 0")
         return value
 
     convert.__name__ = f"positive {kind.__name__}"

@@ -10,7 +10,8 @@ def apply_policy(model: keras.layers.Layer, policy: keras.DTypePolicy | str) -> 
     """Put every layer of ``model`` under ``policy``, in place; weights are kept.
 
     Layers whose compute dtype is no float (lookups, hashing) and quantized layers keep
-    their policy. A float32 island stays one and hands back the new compute dtype. A
+    their policy; `Normalization` layers, whose statistics are those of raw data, get a
+    float32 policy. A float32 island stays one and hands back the new compute dtype. A
     layer used in several places is in float32 if a rule matches it in any.
 
     Args:
@@ -48,8 +49,9 @@ def _plan(layer, policy, path, inside_match):
     rules = policy if isinstance(policy, policies.Policy) else None
     matched = inside_match or (rules is not None and rules.matches(layer, path))
     if policies.is_convertible(layer):
-        new = rules.for_layer(layer, path) if rules and not matched else policy
-        yield layer, policies.FLOAT32 if matched else new
+        stays = matched or isinstance(layer, keras.layers.Normalization)
+        new = rules.for_layer(layer, path) if rules and not stays else policy
+        yield layer, policies.FLOAT32 if stays else new
     if not isinstance(layer, Island):
         for inner in private.sublayers(layer):
             yield from _plan(inner, policy, f"{path}/{inner.name}", matched)

@@ -260,7 +260,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             self.build(trainable_variables)
-        unscaled = self._end_of_loop()
+        unscaled = self._are_unscaled()
 
         def commit(grads):
             variables = trainable_variables or self._trainable_variables
@@ -294,11 +294,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         )
         return trainable_variables, own + inner
 
-    def _end_of_loop(self):
-        """Return whether this loop's gradients are unscaled already; warn if unsure."""
+    def _are_unscaled(self):
+        """Return whether this loop's gradients are unscaled already; warn if unsure.
+
+        Only `scale_loss` starts anew: it may be traced once and `apply` called often.
+        """
         scaled = getattr(self._loop, "scaled", False)
         unscaled = getattr(self._loop, "unscaled", False)
-        self._loop.scaled = self._loop.unscaled = False
         if not (scaled or unscaled or self._warned_unscaled):
             self._warned_unscaled = True
             warnings.warn(
@@ -412,7 +414,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         return self._variables[:_KERAS_OWN] + self.inner_optimizer.variables
 
     def _named_variables(self):
-        return {"counters": self._counters} | self._extra_state
+        return {variable.name: variable for variable in self._variables[_KERAS_OWN:]}
 
     def _adopt_state(self):
         variables = self._state_variables()

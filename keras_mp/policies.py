@@ -1,10 +1,11 @@
 """`Policy`: a dtype policy with layers that stay in float32, and how to set one."""
 
 import contextlib
+import copy
 import inspect
 import re
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import keras
 
@@ -33,6 +34,9 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
             ``"block_.*"`` or ``"encoder/attention"``. A rule that matches a container
             covers everything inside. Rules on a path take effect as layers are put
             together and built, at the latest in `keras_mp.compile`.
+
+    Layers that Keras names by itself (``softmax``, ``softmax_1``, ...) may be called
+    otherwise after loading: give them a class rule, or name them.
 
     Attributes:
         rules: The rules, as a tuple of strings and classes.
@@ -83,7 +87,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
             return FLOAT32
         if not self.rules:
             return self.default_policy
-        own = type(self)(self.name, self.rules)
+        own = copy.copy(self)
         own._layer = weakref.ref(layer)
         return own
 
@@ -111,8 +115,8 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         rules = [getattr(rule, "__name__", rule) for rule in self.rules]
         return f"<Policy '{self.name}', float32={rules}>"
 
-    def __reduce__(self):
-        return type(self), (self.name, self.rules)
+    def __getstate__(self):
+        return {**self.__dict__, "_layer": None}
 
     # The mapping that Keras's base class is: empty, except that Keras writes
     # `layer.dtype_policy = policy` as an item. One object serves one layer, so the
@@ -240,6 +244,9 @@ def put_under(layer, policy):
         private.set_layer_policy(layer, policy)
         if isinstance(layer, keras.Model):
             private.forget_dtypes(layer)
+        if isinstance(layer, keras.layers.Normalization):
+            # It keeps what it adapted to in the compute dtype of the time.
+            layer.finalize_state()
 
 
 def is_convertible(layer):
@@ -283,19 +290,26 @@ private.layer_hook(_choose, _attached)
 
 
 def _named_policy(name):
-    if isinstance(name, keras.DTypePolicy):
+    message = (
+        f"{name!r} is no dtype policy. Pass 'mixed_bfloat16', 'mixed_float16', a float "
+        "dtype such as 'float32', or 'auto' to pick by hardware."
+    )
+    is_map = isinstance(name, keras.dtype_policies.DTypePolicyMap)
+    if isinstance(name, keras.DTypePolicy) and not is_map:
         name = name.name
+    if not isinstance(name, str):
+        raise ValueError(f"{message} Got a {type(name).__name__}, not a name.")
     try:
-        return keras.dtype_policies.get(name)
+        policy = keras.dtype_policies.get(name)
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{name!r} is no dtype policy. Pass 'mixed_bfloat16', 'mixed_float16', a "
-            "float dtype such as 'float32', or 'auto' to pick by hardware."
-        ) from error
+        raise ValueError(message) from error
+    if not keras.backend.is_float_dtype(policy.compute_dtype):
+        raise ValueError(message)
+    return policy
 
 
 def _checked_rules(rules):
-    if isinstance(rules, str) or not isinstance(rules, Iterable):
+    if isinstance(rules, str | Mapping) or not isinstance(rules, Iterable):
         rules = (rules,)
     return tuple(_checked_rule(rule) for rule in rules)
 
@@ -308,6 +322,11 @@ def _checked_rule(rule):
             f"Policy(float32=[...]): each rule must be a layer's name, a regular "
             f"expression or a layer class. Got {rule!r} of type "
             f"{type(rule).__name__}. For a single layer pass its name."
+        )
+    if not rule:
+        raise ValueError(
+            "Policy(float32=['']): an empty rule matches no layer. Leave it out, or "
+            "write '.*' for every layer."
         )
     try:
         re.compile(rule)

@@ -30,7 +30,8 @@ def compile(
     `LossScaleOptimizer`; under bfloat16 and float32 only if ``scaling`` is given. A
     step that is skipped then changes nothing at all: BatchNorm statistics, metrics and
     every other variable of the model are what they were before it, and so the epoch's
-    loss stays finite.
+    loss stays finite. (In an epoch without one applied step, metrics are what Keras
+    gives before the first one: 0. `ScalerStats` warns of it.)
 
     Args:
         model: A Keras model, built or not.
@@ -38,7 +39,9 @@ def compile(
             `keras_mp.LossScaleOptimizer` is used as it is.
         loss: As for ``model.compile``.
         policy: None to leave the layers as they are, or a dtype policy, its name or
-            ``"auto"``, under which to put them first, in place.
+            ``"auto"``, under which to put all of them first, in place. A layer that is
+            to stay in float32 needs a rule or an island, even if it was made with
+            ``dtype="float32"``.
         scaling: None for dynamic loss scaling where it is needed, or a rule of
             `keras_mp.scaling` (or ``"dynamic"``, ``"log_normal"``) to use.
         **compile_kwargs: As for ``model.compile``.
@@ -119,7 +122,11 @@ def wrap_optimizer(
 
 def needs_loss_scaling(model: keras.Model) -> bool:
     """Return whether any layer of ``model`` computes in float16."""
-    return any(layer.compute_dtype == "float16" for layer in private.walk(model))
+    return any(
+        layer.compute_dtype == "float16"
+        for layer in private.walk(model)
+        if not isinstance(layer, keras.layers.InputLayer)
+    )
 
 
 def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:
@@ -142,6 +149,7 @@ def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:
     """
     model = keras.saving.load_model(path, **kwargs)
     policies.resolve_rules(model)
+    _report_unmatched_rules(model)
     if type(getattr(model, "optimizer", None)) is keras.optimizers.LossScaleOptimizer:
         _replace_keras_scaler(model)
     if isinstance(getattr(model, "optimizer", None), LossScaleOptimizer):
@@ -174,6 +182,10 @@ def protect(model: keras.Model, optimizer: LossScaleOptimizer) -> None:
     ``train_step`` is wrapped: it keeps the values these variables had, runs the step,
     and puts them back if an optimizer skipped. Values are kept by reference and put
     back in a branch, so a step that is applied copies nothing.
+
+    Trainable variables are the optimizer's to guard: keeping their values would copy
+    each one at every update. So a layer that assigns a trainable variable of its own in
+    its forward pass (`keras.layers.SpectralNormalization` does) is not covered.
     """
     if not hasattr(model.train_step, "_keras_mp_optimizers"):
         model.train_step = _protected(model, model.train_step)
@@ -200,16 +212,19 @@ def _protected(model, train_step):
         skipped_now = [optimizer.skipped_steps for optimizer in optimizers]
         clean = ops.all(ops.equal(ops.stack(skipped), ops.stack(skipped_now)))
         distribute.restore_unless(clean, variables, values)
-        return _restored_logs(model, logs)
+        return _logs_of(model, logs, clean)
 
     protected._keras_mp_optimizers = in_use
     return protected
 
 
-def _restored_logs(model, logs):
-    """Return ``logs`` with the model's metrics as they are after the restoring."""
+def _logs_of(model, logs, clean):
+    """Return ``logs``; of a skipped step, with the metrics as they are again."""
     results = model.get_metrics_result()
-    return {name: results.get(name, value) for name, value in logs.items()}
+    return {
+        name: ops.where(clean, value, results[name]) if name in results else value
+        for name, value in logs.items()
+    }
 
 
 def _checked_rule(rule):

@@ -95,6 +95,10 @@ def test_options_that_do_not_go_together(capsys, tmp_path, options, expected):
         ["--replicas", "two"],
         ["--policy", "float64"],
         ["--learning-rate", "-1"],
+        ["--learning-rate", "nan"],
+        ["--learning-rate", "inf"],
+        ["--seed", "-1"],
+        ["--seed", "4294967296"],
     ],
 )
 def test_values_that_argparse_refuses(capsys, options):

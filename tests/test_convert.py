@@ -513,3 +513,28 @@ def test_training_two_steps_afterwards(name):
         for w, b in zip(model.trainable_variables, before, strict=True)
     ]
     assert any(moved)
+
+
+def test_normalization_of_large_data_stays_in_float32(tmp_path):
+    x = np.random.default_rng(0).normal(size=(64, 3)).astype("float32") * 1e3
+    normalization = keras.layers.Normalization()
+    normalization.adapt(x)  # a variance beyond float16
+    model = keras.Sequential([keras.Input((3,)), normalization])
+    expected = model.predict(x, verbose=0)
+    convert.apply_policy(model, "mixed_float16")
+    np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
+
+
+def test_normalization_adapted_in_float16_is_right_in_float32():
+    x = np.random.default_rng(0).normal(size=(64, 3)).astype("float32") * 1e3
+    reference = keras.layers.Normalization()
+    reference.adapt(x)
+    low = keras.layers.Normalization(dtype="mixed_float16")
+    low.adapt(x)
+    model = keras.Sequential([keras.Input((3,)), low])
+    convert.apply_policy(model, "float32")
+    # Both adapt in float32; two orders of summing.
+    np.testing.assert_allclose(model(x), reference(x), rtol=1e-3, atol=1e-3)

@@ -36,7 +36,8 @@ def test_public_docstrings_have_an_example(value):
 def example_names():
     """Return what an example may take for granted, as a reader would."""
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    keras_mp.compile(model, "adam", loss="mse", policy="mixed_float16")
+    scaling = keras_mp.scaling.StaticLossScale(8.0)
+    keras_mp.compile(model, "adam", "mse", policy="mixed_float16", scaling=scaling)
     x, y = np.ones((8, 4), "float32"), np.ones((8, 1), "float32")
     model.optimizer.build(model.trainable_variables)
     return {

@@ -557,3 +557,38 @@ def test_config_with_keras_settings_loads_into_keras():
     keras_own = keras.optimizers.LossScaleOptimizer.from_config(config)
     assert keras_own.initial_scale == 8.0
     assert keras_own.dynamic_growth_steps == 5
+
+
+@pytest.mark.parametrize("traced", ["scaling", "unscaling"])
+def test_apply_outside_the_function_that_made_the_gradients(traced):
+    """What is traced runs once in Python, `apply` every time."""
+    weight = keras.Variable([2.0])
+    optimizer = keras_mp.LossScaleOptimizer(
+        keras.optimizers.SGD(0.125), initial_scale=16.0
+    )
+
+    @tf.function
+    def gradients_of_square():
+        with tf.GradientTape() as tape:
+            loss = optimizer.scale_loss(tf.reduce_sum(weight.value**2))
+        grads = tape.gradient(loss, [weight.value])
+        if traced == "unscaling":
+            grads = optimizer.get_unscaled_gradients(grads)
+        return grads
+
+    for expected in (1.5, 1.125, 0.84375):  # w - 0.125 * 2 w
+        optimizer.apply(gradients_of_square(), [weight])
+        np.testing.assert_array_equal(weight.numpy(), [expected])
+
+
+@DIRECT
+def test_variables_of_a_subclass_are_saved():
+    class Counting(keras_mp.LossScaleOptimizer):
+        def __init__(self, inner_optimizer):
+            super().__init__(inner_optimizer)
+            self.calls = self.add_variable((), name="calls")
+
+    optimizer, loaded = (fresh(Counting, "sgd") for _ in range(2))
+    optimizer.calls.assign(7.0)
+    loaded.load_own_variables(stored(optimizer))
+    assert float(loaded.calls) == 7.0

@@ -724,3 +724,29 @@ def test_policy_without_rules_is_saved_as_keras_own(way):
     )
     assert model.layers[0].compute_dtype == "bfloat16"
     assert "keras_mp" not in model.to_json()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(None,), ("int32",), ("string",), (Policy("float32"),), ("float32", [""])],
+    ids=str,
+)
+def test_what_is_no_policy_is_refused(arguments):
+    with pytest.raises(ValueError):
+        Policy(*arguments)
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_dict_of_rules_is_refused():
+    with pytest.raises(TypeError, match="each rule"):
+        Policy("mixed_float16", float32={"head": True})
+
+
+def test_subclass_with_its_own_constructor():
+    class Heads(Policy):
+        def __init__(self):
+            super().__init__("mixed_float16", ["head"])
+
+    layer = keras.layers.Dense(1, name="body", dtype=Heads())
+    assert type(layer.dtype_policy) is Heads
+    assert keras.layers.Dense(1, name="head", dtype=Heads()).compute_dtype == "float32"

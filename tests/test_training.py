@@ -445,3 +445,46 @@ def test_model_saved_with_keras_scaler_goes_on_with_ours(explicit, tmp_path):
     loaded.save(tmp_path / "again.keras")
     again = keras.saving.load_model(tmp_path / "again.keras")
     assert again.optimizer.stats() == loaded.optimizer.stats()
+
+
+def test_train_step_that_returns_its_own_loss_is_believed():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.dense(x)
+
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((self(x)[:, 0] - tf.cast(y, "float16")) ** 2)
+                scaled = self.optimizer.scale_loss(loss)
+            grads = tape.gradient(scaled, self.trainable_weights)
+            self.optimizer.apply(grads, self.trainable_weights)
+            return {"loss": loss, "other": loss}
+
+    with keras_mp.policy_scope("mixed_float16"):
+        model = Own()
+    keras_mp.compile(model, "sgd", "mse", scaling=GENTLE)
+    logs = model.fit(X, Y, batch_size=32, verbose=0).history
+    assert logs["loss"] == logs["other"] and logs["loss"][0] > 0
+
+
+def test_input_layer_made_in_float16_asks_for_no_scaling():
+    with keras_mp.policy_scope("mixed_float16"):
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    for policy in ("mixed_bfloat16", "float32"):
+        keras_mp.compile(model, "sgd", "mse", policy=policy)
+        assert type(model.optimizer) is keras.optimizers.SGD
+
+
+def test_loading_reports_rules_that_no_longer_match(tmp_path):
+    with keras_mp.policy_scope(keras_mp.Policy("mixed_float16", ["attn/softmax"])):
+        inputs = keras.Input((3, 4))
+        attention = keras.layers.MultiHeadAttention(1, 4, name="attn")
+        model = keras.Model(inputs, attention(inputs, inputs))
+    model.save(tmp_path / "model.keras")  # the loaded softmax is called softmax_1
+    with pytest.warns(UserWarning, match="'attn/softmax' matches no layer"):
+        keras_mp.load_model(tmp_path / "model.keras")

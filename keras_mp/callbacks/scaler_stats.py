@@ -12,11 +12,13 @@ class ScalerStats(keras.callbacks.Callback):
     """Writes the loss scale and the step counters into ``logs`` during ``fit``.
 
     The progress bar, `History`, `CSVLogger`, `TensorBoard` and
-    ``EarlyStopping(monitor="scaler_skipped")`` then see them like any metric:
+    ``EarlyStopping(monitor="scaler_skipped", mode="min")`` then see them like any
+    metric (Keras wants a ``mode`` for names that are not its own):
     ``scaler_scale``, ``scaler_steps``, ``scaler_applied``, ``scaler_skipped``,
     ``scaler_consecutive_skipped``, ``scaler_growths`` and ``scaler_backoffs``. Put it
     before the callbacks that are to see them. Without loss scaling (bfloat16, float32)
-    it warns once and writes nothing.
+    it warns once and writes nothing. It also warns of an epoch whose steps were all
+    skipped, because the metrics of such an epoch say nothing.
 
     Args:
         frequency: ``"epoch"`` reads the device once an epoch, at its end. A number N
@@ -74,12 +76,27 @@ class ScalerStats(keras.callbacks.Callback):
         if self.frequency == "epoch":
             self._read()
         self._write(logs)
+        self._warn_if_nothing_was_applied()
 
     def _read(self):
         self._steps_read = self._steps_done
         if self._scales():
             stats = self.model.optimizer.stats()
             self._last = {f"scaler_{name}": value for name, value in stats.items()}
+
+    def _warn_if_nothing_was_applied(self):
+        steps = self._steps_done - self._epoch_start
+        skipped = self._last.get("scaler_consecutive_skipped", 0)
+        if skipped >= steps > 0 and self._steps_read == self._steps_done:
+            warnings.warn(
+                f"None of the last {skipped} training steps was applied: their "
+                "gradients overflowed. Metrics count applied batches only, so this "
+                "epoch's loss of 0 means nothing. The loss scale has come down to "
+                f"{self._last['scaler_scale']:g} and falls until gradients fit; if "
+                "that takes long, start with a smaller one or look for inf in the "
+                "data.",
+                stacklevel=2,
+            )
 
     def _write(self, logs):
         if logs is not None:

@@ -292,3 +292,17 @@ def test_bad_frequency_is_refused(frequency):
     with pytest.raises(ValueError, match="'epoch' or a whole number") as info:
         ScalerStats(frequency)
     assert repr(frequency) in str(info.value)
+
+
+def test_epoch_without_an_applied_step_is_reported():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras_mp.LossScaleOptimizer("sgd"), "mse")
+    x = np.full((4, 2), np.inf, "float32")
+    with pytest.warns(UserWarning, match="None of the last 2 training steps"):
+        model.fit(
+            x,
+            np.ones((4, 1)),
+            batch_size=2,
+            verbose=0,
+            callbacks=[keras_mp.callbacks.ScalerStats()],
+        )
