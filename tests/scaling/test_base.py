@@ -326,3 +326,24 @@ def test_scale_that_float32_cannot_hold_is_refused(rule_class, name, value):
     # As a float32, the type of the state, these are inf and 0.
     with pytest.raises(ValueError, match=name):
         rule_class(**{name: value})
+
+
+@with_a_range
+@pytest.mark.parametrize(
+    ("scale", "adopted"),
+    [
+        (0.0, 4.0),
+        (-1.0, 4.0),
+        (np.nan, 4.0),
+        (-np.inf, 4.0),
+        (np.inf, 1024.0),
+        (3.9, 4.0),
+        (4096.0, 1024.0),
+        (48.0, 48.0),
+    ],
+)
+def test_adopting_a_checkpoint_clips_its_scale_only(rule_class, scale, adopted):
+    rule = rule_class(initial_scale=16.0, min_scale=4.0, max_scale=1024.0)
+    others = range(7, 7 + len(rule.init()) - 1)
+    state = type(rule.init())(scale, *others)
+    assert numbers(rule.adopt(state)) == (adopted, *others)

@@ -361,25 +361,6 @@ def test_random_steps_agree_with_the_reference(config, verdicts):
         assert config["min_scale"] <= state.scale <= config["max_scale"]
 
 
-@pytest.mark.parametrize(
-    ("scale", "adopted"),
-    [
-        (0.0, 4.0),
-        (-1.0, 4.0),
-        (np.nan, 4.0),
-        (-np.inf, 4.0),
-        (np.inf, 1024.0),
-        (3.9, 4.0),
-        (4096.0, 1024.0),
-        (48.0, 48.0),
-    ],
-)
-def test_adopting_a_checkpoint_clips_its_scale_only(scale, adopted):
-    rule = DynamicLossScale(initial_scale=16.0, min_scale=4.0, max_scale=1024.0)
-    state = rule.init()._replace(scale=scale, clean_steps=7, hysteresis_left=3)
-    assert numbers(rule.adopt(state)) == (adopted, 7, 3, 0, 0)
-
-
 SCALES = ("initial_scale", "min_scale", "max_scale")
 FACTORS = ("growth_factor", "backoff_factor")
 COUNTS = ("growth_interval", "hysteresis")
