@@ -95,7 +95,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         initial_scale: float | None = None,
         **kwargs: Any,
     ) -> None:
-        inner_optimizer = _checked_inner(inner_optimizer)
+        inner_optimizer = checked_inner(inner_optimizer)
         rule = _rule(scaling, initial_scale, dynamic_growth_steps)
         factor = inner_optimizer.loss_scale_factor
         super().__init__(inner_optimizer, name=name, **kwargs)
@@ -458,7 +458,7 @@ _EXHAUSTED = (
 )
 
 
-def _checked_inner(inner_optimizer):
+def checked_inner(inner_optimizer):
     """Return the optimizer that was named, configured or passed."""
     if isinstance(inner_optimizer, str | dict):
         inner_optimizer = keras.optimizers.get(inner_optimizer)

@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from keras_mp import convert, distribute, policies, private, scaling
-from keras_mp.optimizer import LossScaleOptimizer
+from keras_mp.optimizer import LossScaleOptimizer, checked_inner
 from keras_mp.scaling import LossScale
 
 
@@ -64,11 +64,13 @@ def compile(
             f"keras_mp.compile(model, ...) needs a keras model. Got {model!r} of type "
             f"{type(model).__name__}."
         )
+    rule = _checked_rule(scaling)
+    optimizer = _checked_optimizer(optimizer, rule)
     if policy is not None:
         convert.apply_policy(model, policy)
     policies.resolve_rules(model)
     _report_unmatched_rules(model)
-    optimizer = wrap_optimizer(model, optimizer, scaling=scaling)
+    optimizer = wrap_optimizer(model, optimizer, scaling=rule)
     # Keras would go by one policy name, and wrap in its own class.
     compile_kwargs["auto_scale_loss"] = False
     model.compile(optimizer=optimizer, loss=loss, **compile_kwargs)
@@ -104,14 +106,8 @@ def wrap_optimizer(
     >>> optimizer = keras_mp.wrap_optimizer(model, keras.optimizers.Adam(2e-4))
     """
     rule = _checked_rule(scaling)
-    if isinstance(optimizer, str | dict):
-        optimizer = keras.optimizers.get(optimizer)
+    optimizer = _checked_optimizer(optimizer, rule)
     wrapped = isinstance(optimizer, LossScaleOptimizer)
-    if wrapped and rule is not None and rule != optimizer.scaling:
-        raise ValueError(
-            f"scaling={rule!r} was given for optimizer '{optimizer.name}', which has "
-            f"the rule {optimizer.scaling!r} already. Give the rule in one place."
-        )
     if not wrapped and (rule is not None or needs_loss_scaling(model)):
         optimizer = LossScaleOptimizer(optimizer, rule)
         wrapped = True
@@ -229,6 +225,18 @@ def _logs_of(model, logs, clean):
 
 def _checked_rule(rule):
     return None if rule is None else scaling.get(rule)
+
+
+def _checked_optimizer(optimizer, rule):
+    """Return the Keras optimizer that was meant, if it can have ``rule``."""
+    if not isinstance(optimizer, LossScaleOptimizer):
+        return checked_inner(optimizer)
+    if rule is not None and rule != optimizer.scaling:
+        raise ValueError(
+            f"scaling={rule!r} was given for optimizer '{optimizer.name}', which has "
+            f"the rule {optimizer.scaling!r} already. Give the rule in one place."
+        )
+    return optimizer
 
 
 def _report_unmatched_rules(model):

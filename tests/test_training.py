@@ -171,6 +171,16 @@ def test_impossible_arguments_are_refused(arguments, error, words):
     assert not model.compiled
 
 
+@pytest.mark.parametrize(
+    "bad", [{"optimizer": 3}, {"optimizer": "adan"}, {"scaling": "loud"}], ids=str
+)
+def test_refused_call_leaves_the_layers_as_they_were(bad):
+    model = dense_model()
+    with pytest.raises((TypeError, ValueError)):
+        keras_mp.compile(model, loss="mse", policy="mixed_float16", **bad)
+    assert model.layers[0].compute_dtype == "float32"
+
+
 def test_what_is_no_model_is_refused():
     with pytest.raises(TypeError, match="needs a keras model"):
         keras_mp.compile("adam", "mse")
