@@ -71,6 +71,5 @@ def _check_variables(model, policy, plan):
         raise ValueError(
             f"Model '{model.name}' cannot be put under policy '{policy.name}', which "
             f"keeps variables in {policy.variable_dtype}: the model is built and holds "
-            f"{shown}. "
-            "Build it under that policy and load the weights into it."
+            f"{shown}. Build it under that policy and load the weights into it."
         )

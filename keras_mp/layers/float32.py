@@ -121,8 +121,7 @@ def _check_layer(layer):
     low = [
         variable.path
         for variable in layer.variables
-        if keras.backend.is_float_dtype(variable.dtype)
-        and keras.backend.standardize_dtype(variable.dtype) in ("float16", "bfloat16")
+        if keras.backend.standardize_dtype(variable.dtype) in private.LOW_PRECISION
     ]
     if low:
         raise ValueError(
