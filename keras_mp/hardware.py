@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import platform
 from typing import NamedTuple
 
 #: Flags in /proc/cpuinfo of processors that multiply bfloat16 matrices in hardware.
@@ -111,9 +112,17 @@ def cpu_flags(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> set[str]:
     Args:
         cpuinfo: File in the format of Linux's /proc/cpuinfo.
     """
+    return set(_cpu_field("flags", cpuinfo).split())
+
+
+def cpu_name(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> str:
+    """Return the processor's name; ``"CPU"`` where the system hides it."""
+    return _cpu_field("model name", cpuinfo) or platform.processor() or "CPU"
+
+
+def _cpu_field(field, cpuinfo):
+    """Return a field of the first processor in ``cpuinfo``, or an empty string."""
     path = pathlib.Path(cpuinfo)
-    if not path.exists():
-        return set()
-    lines = path.read_text().splitlines()
-    flags = [line.partition(":")[2] for line in lines if line.startswith("flags")]
-    return set(flags[0].split()) if flags else set()
+    lines = path.read_text().splitlines() if path.exists() else []
+    values = [line.partition(":")[2] for line in lines if line.startswith(field)]
+    return values[0].strip() if values else ""

@@ -80,3 +80,10 @@ def test_recommend_on_this_machine():
     assert hardware.has_tpu() in (True, False)
     described = hardware.choose(capabilities, hardware.has_tpu(), hardware.cpu_flags())
     assert (policy, reason) == described
+
+
+def test_cpu_name_is_that_of_the_first_processor(tmp_path):
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\nmodel name\t: Big Core 9\nmodel name\t: x\n")
+    assert hardware.cpu_name(path) == "Big Core 9"
+    assert hardware.cpu_name(tmp_path / "missing")

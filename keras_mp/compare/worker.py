@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import pathlib
-import platform
 import sys
 import time
 
@@ -18,6 +17,7 @@ import keras
 import tensorflow as tf
 
 import keras_mp
+from keras_mp import hardware
 from keras_mp.compare import custom, tasks
 
 TASKS = {"digits": tasks.DIGITS, "text": tasks.TEXT, "custom": custom.CUSTOM}
@@ -75,7 +75,7 @@ def claim_devices(replicas: int) -> tuple[str, tf.distribute.Strategy | None]:
         gpus = []
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    kind, name = ("GPU", _gpu_name(gpus[0])) if gpus else ("CPU", _cpu_name())
+    kind, name = ("GPU", _gpu_name(gpus[0])) if gpus else ("CPU", hardware.cpu_name())
     if replicas == 1:
         return name, None
     if kind == "CPU":
@@ -89,13 +89,6 @@ def claim_devices(replicas: int) -> tuple[str, tf.distribute.Strategy | None]:
 
 def _gpu_name(gpu) -> str:
     return tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
-
-
-def _cpu_name() -> str:
-    file = pathlib.Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
-    return names[0].strip() if names else platform.processor() or "CPU"
 
 
 def batches(x, y, size: int, seed: int | None = None) -> tf.data.Dataset:
