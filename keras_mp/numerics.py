@@ -23,6 +23,14 @@ def dense_parts(gradients):
     ]
 
 
+def overwrites(variable):
+    """Return whether a "gradient" of ``variable`` is its next value.
+
+    So it is with the scaling factors of float8 layers.
+    """
+    return getattr(variable, "overwrite_with_gradient", False)
+
+
 def all_finite(gradients):
     """Return a scalar bool tensor: no gradient holds an inf or a NaN.
 
@@ -47,20 +55,32 @@ def largest(gradients):
     return ops.max(ops.stack(sizes)) if sizes else ops.convert_to_tensor(0.0)
 
 
+def map_values(function, gradient):
+    """Return ``gradient`` with ``function`` applied to the tensor of its numbers."""
+    if not is_sparse(gradient):
+        return function(gradient)
+    values = function(gradient.values)
+    return type(gradient)(values, gradient.indices, gradient.dense_shape)
+
+
 def unscale(gradient, scale):
     """Return ``gradient`` divided by ``scale``, in the gradient's dtype.
 
     Args:
         gradient: Float tensor, sparse gradient or None.
-        scale: Scalar float32 tensor or variable.
+        scale: Scalar float32 tensor or variable; None for 1.
     """
+    if gradient is None or scale is None:
+        return gradient
+    # Not in float16, where a scale of 2**16 is inf.
+    return map_values(lambda v: ops.cast(ops.divide(v, scale), v.dtype), gradient)
+
+
+def rescale(gradient, scale):
+    """Return ``gradient`` times ``scale``, in the gradient's dtype; None stays None."""
     if gradient is None:
         return None
-    if is_sparse(gradient):
-        values = unscale(gradient.values, scale)
-        return type(gradient)(values, gradient.indices, gradient.dense_shape)
-    # Not in float16, where a scale of 2**16 is inf.
-    return ops.cast(ops.divide(gradient, scale), gradient.dtype)
+    return map_values(lambda v: ops.cast(ops.multiply(v, scale), v.dtype), gradient)
 
 
 def is_float(tensor):

@@ -1,5 +1,6 @@
 """`LossScaleOptimizer`: joins a scaling rule, the gradient checks and Keras."""
 
+import contextlib
 import dataclasses
 import numbers
 import threading
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mp import distribute, numerics, private, scaling
+from keras_mp import accumulation, distribute, numerics, private, scaling
 from keras_mp.scaling import LossScale
 
 # What the wrapper must not answer for itself: these settings and this state are the
@@ -63,13 +64,17 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             to 2000 steps.
         name: Name of the optimizer.
         initial_scale: First scale of dynamic scaling. Defaults to 2**15.
+        all_reduce_dtype: None, or ``"float16"`` or ``"bfloat16"``: the dtype in which
+            float32 gradients are summed over the replicas, which halves what crosses
+            the network. Sums cannot overflow; a gradient that does not fit float16 is
+            an overflow like any other. No effect on one device.
         **kwargs: Accepted and refused as by Keras's class.
 
     Raises:
         TypeError: ``inner_optimizer`` is no optimizer.
         ValueError: ``inner_optimizer`` already scales its loss; a scale is not finite
-            and above 0; or both a rule and ``initial_scale`` or
-            ``dynamic_growth_steps`` are given.
+            and above 0; ``all_reduce_dtype`` is another dtype; or both a rule and
+            ``initial_scale`` or ``dynamic_growth_steps`` are given.
 
     Example:
 
@@ -93,15 +98,18 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         name: str | None = None,
         *,
         initial_scale: float | None = None,
+        all_reduce_dtype: str | None = None,
         **kwargs: Any,
     ) -> None:
         inner_optimizer = checked_inner(inner_optimizer)
+        _check_all_reduce_dtype(all_reduce_dtype)
         rule = _rule(scaling, initial_scale, dynamic_growth_steps)
         factor = inner_optimizer.loss_scale_factor
         super().__init__(inner_optimizer, name=name, **kwargs)
         for attribute in _OF_INNER:
             delattr(self, attribute)
         self._scaling = rule
+        self._all_reduce_dtype = all_reduce_dtype
         self._loop = threading.local()
         self._warned_unscaled = False
         self._make_state()
@@ -131,6 +139,12 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             for field, value in state._asdict().items()
             if field not in ("scale", "clean_steps")
         }
+        replicas = distribute.replicas()
+        self._overflows = None
+        if replicas > 1:
+            self._overflows = self.add_variable(
+                (replicas,), dtype="int", aggregation="none", name="overflows"
+            )
 
     def _scalar(self, name, value):
         return self.add_variable(
@@ -167,6 +181,17 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         """Exclude variables from the inner optimizer's weight decay."""
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    @property
+    def learning_rate(self):
+        """The inner optimizer's learning rate, of the next update."""
+        if self.gradient_accumulation_steps:
+            return accumulation.learning_rate(self.inner_optimizer)
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        self.inner_optimizer.learning_rate = value
 
     # The scaling rule, under our name and under Keras's two.
 
@@ -243,16 +268,31 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """Return a scalar bool tensor: no gradient holds an inf or a NaN."""
         return numerics.all_finite(grads)
 
+    @private.as_written
     def apply(
-        self, grads: Iterable, trainable_variables: Iterable | None = None
+        self,
+        grads: Iterable,
+        trainable_variables: Iterable | None = None,
+        *,
+        aggregate_gradients: bool = True,
     ) -> None:
         """Update the variables with the gradients of a scaled loss, if all are finite.
+
+        Where the inner optimizer has ``gradient_accumulation_steps=N``, these are the
+        gradients of a micro-batch: every N-th one that is finite updates, with the
+        mean of N, and one that is not is dropped and replaced by the next.
 
         Args:
             grads: List of gradients, of this replica under a strategy. None and sparse
                 gradients are allowed.
             trainable_variables: The variables they belong to. Defaults to those the
                 optimizer was built with.
+            aggregate_gradients: False if ``grads`` are summed over the replicas
+                already. They are judged on all replicas all the same.
+
+        Raises:
+            ValueError: Called outside a replica's context, or under a strategy that
+                the optimizer was not created under.
 
         Does not synchronise with the device.
         """
@@ -260,21 +300,64 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             self.build(trainable_variables)
+        variables = self._variables_of(grads, trainable_variables)
         unscaled = self._are_unscaled()
+        if unscaled and self._all_reduce_dtype:
+            # The scale is what keeps them inside the narrower range on their way.
+            grads = [
+                numerics.rescale(gradient, self.dynamic_scale) for gradient in grads
+            ]
+            unscaled = False
+        window = self._window(variables, unscaled)
 
-        def commit(grads):
-            variables = trainable_variables or self._trainable_variables
+        def update(grads):
             if not unscaled:
                 grads = self._unscaled(grads, variables)
-            self.inner_optimizer.apply(grads, trainable_variables)
+            with window.closing() if window else contextlib.nullcontext():
+                self.inner_optimizer.apply(grads, trainable_variables)
 
-        distribute.run_step(
-            self.inner_optimizer,
-            grads,
+        def commit(each, grads):
+            with private.update_only(self.inner_optimizer):
+                each(update, grads)
+
+        step = distribute.Step(
             judge=lambda grads: self._judge(grads, unscaled),
             commit=commit,
             advance=self._advance,
+            count=self._count_overflows if distribute.replicas() > 1 else None,
+            window=window,
+            aggregate=aggregate_gradients,
+            wire_dtype=self._all_reduce_dtype,
+            overwrites=[numerics.overwrites(variable) for variable in variables],
         )
+        distribute.run_step(step, grads, state=self.dynamic_scale)
+
+    def apply_gradients(
+        self, grads_and_vars: Iterable, *, aggregate_gradients: bool = True
+    ) -> Any:
+        """Call `apply` with pairs of gradients and variables; return ``iterations``."""
+        grads, trainable_variables = zip(*grads_and_vars, strict=True)
+        self.apply(grads, trainable_variables, aggregate_gradients=aggregate_gradients)
+        return self._iterations
+
+    def _variables_of(self, grads, trainable_variables):
+        variables = trainable_variables
+        if variables is None:
+            variables = self._trainable_variables
+        if len(grads) != len(variables):
+            raise ValueError(
+                "LossScaleOptimizer.apply(grads, trainable_variables) needs one "
+                f"gradient, or None, for each variable. Got {len(grads)} gradients "
+                f"for {len(variables)} variables."
+            )
+        return variables
+
+    def _window(self, variables, unscaled):
+        """Return the accumulation window of the inner optimizer, if it has one."""
+        if not self.gradient_accumulation_steps:
+            return None
+        scale = None if unscaled else self.dynamic_scale
+        return accumulation.Window(self.inner_optimizer, variables, scale)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         """Return what `apply` would make of the variables, for stateless backends."""
@@ -316,7 +399,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         return [
             # A float8 layer's "gradients" are its new scaling factors.
             gradient
-            if getattr(variable, "overwrite_with_gradient", False)
+            if numerics.overwrites(variable)
             else numerics.unscale(gradient, self.dynamic_scale)
             for gradient, variable in zip(grads, variables, strict=True)
         ]
@@ -347,6 +430,9 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             variable.assign(value)
         if exhausted is not False:
             private.raise_if(exhausted, _EXHAUSTED)
+
+    def _count_overflows(self, overflowed):
+        self._overflows.assign_add(ops.cast(overflowed, self._overflows.dtype))
 
     def _state_variables(self):
         """Return the variables that hold the rule's state, by field, in its order."""
@@ -382,6 +468,19 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         steps = counters["applied"] + counters["skipped"]
         return {"scale": scale, "steps": steps, **counters}
 
+    def overflows_by_replica(self) -> list[int]:
+        """Return how often each replica's own gradients were not finite.
+
+        The replicas of all machines, in the order of ``replica_id_in_sync_group``. Not
+        a sum over the skipped steps: several replicas may overflow in one, or none,
+        where only their sum is too large.
+
+        Synchronises with the device.
+        """
+        if self._overflows is None:
+            return [self.stats()["skipped"]]
+        return np.asarray(ops.convert_to_numpy(self._overflows)).tolist()
+
     # Saving.
 
     def save_own_variables(self, store):
@@ -394,7 +493,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     def load_own_variables(self, store):
         """Read a checkpoint of this class, of Keras's class or of the bare optimizer.
 
-        State that the checkpoint does not hold starts afresh; a scale that the rule
+        State that the checkpoint does not hold, and counts of another number of
+        replicas, start afresh; a scale that the rule
         does not allow, such as the 0 or inf that Keras's class can reach, is moved
         into the rule's range.
         """
@@ -406,7 +506,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         for index, variable in enumerate(self._keras_variables()):
             variable.assign(store[str(index)])
         for name, variable in self._named_variables().items():
-            if name in store.keys():
+            if name in store.keys() and store[name].shape == variable.shape:
                 variable.assign(store[name])
         self._adopt_state()
 
@@ -432,6 +532,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 self.inner_optimizer
             ),
         }
+        if self._all_reduce_dtype:
+            config["all_reduce_dtype"] = self._all_reduce_dtype
         rule, growth_steps = self._scaling, self.dynamic_growth_steps
         if growth_steps and rule == _rule(None, self.initial_scale, growth_steps):
             config["initial_scale"] = self.initial_scale
@@ -475,6 +577,14 @@ def checked_inner(inner_optimizer):
             f"{type(inner_optimizer).__name__}. Pass for example 'adam'."
         )
     return inner_optimizer
+
+
+def _check_all_reduce_dtype(dtype):
+    if dtype is not None and dtype not in private.LOW_PRECISION:
+        raise ValueError(
+            f"LossScaleOptimizer(all_reduce_dtype={dtype!r}): it must be None, "
+            "'float16' or 'bfloat16'. None sums gradients in their own dtype."
+        )
 
 
 def _rule(rule, initial_scale, growth_steps):

@@ -134,6 +134,125 @@ def build_for(model, data):
         model._symbolic_build(data_batch=data)
 
 
+def strategy_of(model):
+    """Return the ``tf.distribute`` strategy ``model`` was created under, or None.
+
+    Public ``distribute_strategy`` answers with the strategy of the present scope for a
+    model that has none. Keras's other backends have no strategies.
+    """
+    return getattr(model, "_distribute_strategy", None)
+
+
+def build_from(model, batches):
+    """Have ``model`` build itself under its strategy from what ``batches`` yields.
+
+    Keras's ``_maybe_symbolic_build`` makes one batch of the replicas' shares in a way
+    that needs shares of equal size on one machine. ``_symbolic_build``, which it leads
+    to, takes an iterator too, and draws from it only if anything is unbuilt.
+
+    Args:
+        model: A Keras model that was created under a strategy.
+        batches: ``batches(epoch_iterator)``, a generator that yields as it does,
+            with lists of batches that have a shape and a dtype.
+    """
+
+    def build(iterator=None, data_batch=None):
+        with strategy_of(model).scope():
+            if iterator is not None:
+                iterator = batches(iterator)
+            model._symbolic_build(iterator=iterator, data_batch=data_batch)
+
+    model._maybe_symbolic_build = build
+
+
+def run_steps_with(model, choose):
+    """Have ``choose(function)`` replace what ``fit`` and ``evaluate`` call to execute.
+
+    Keras keeps it as ``train_function`` and ``test_function``, and makes both anew in
+    ``_make_function``. Given an iterator, ``function`` runs ``steps_per_execution``
+    steps; given a list, a step for each batch in it.
+    """
+    make = model._make_function
+    model._make_function = lambda step: choose(make(step))
+
+
+def step_counter(optimizer):
+    """Return the variable that counts the gradients ``optimizer`` was given.
+
+    Public ``iterations`` counts updates, of which accumulation makes fewer.
+    """
+    return optimizer._iterations
+
+
+def learning_rate_schedule(optimizer):
+    """Return the schedule that ``optimizer`` was given, or None.
+
+    Public ``learning_rate`` is its present value.
+    """
+    schedule = optimizer._learning_rate
+    is_schedule = isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule)
+    return schedule if is_schedule else None
+
+
+def accumulators(optimizer, variables):
+    """Return the variables in which ``optimizer`` sums the gradients of ``variables``.
+
+    Raises:
+        ValueError: ``optimizer`` was built before it was told to accumulate.
+    """
+    if not hasattr(optimizer, "_accumulated_gradients"):
+        raise ValueError(
+            f"Optimizer '{optimizer.name}' was built without accumulators, and "
+            f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps} was "
+            "set afterwards. Pass it to the optimizer's constructor."
+        )
+    index = optimizer._get_variable_index
+    return [optimizer._accumulated_gradients[index(v)] for v in variables]
+
+
+@contextlib.contextmanager
+def update_only(optimizer):
+    """Have ``optimizer.apply`` take gradients as final: all summed, all accumulated.
+
+    Keras has no public switch for it. Its all-reduce would be the second one, and its
+    accumulation and its overwriting by averages meet all replicas inside a ``cond``,
+    which crashes under a strategy. Averages are the same on every replica, so that
+    each can assign its own.
+    """
+
+    def overwrite_by_averages(variables):
+        averages = optimizer._model_variables_moving_average
+        for variable, average in zip(variables, averages, strict=True):
+            if average is not None:
+                variable.assign(average)
+
+    steps = optimizer.gradient_accumulation_steps
+    parts = [optimizer, *getattr(optimizer, "optimizers", ())]  # of a MultiOptimizer
+    for part in parts:
+        part._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
+    optimizer._overwrite_model_variables_with_average_value = overwrite_by_averages
+    optimizer.gradient_accumulation_steps = None
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part._all_reduce_sum_gradients
+        del optimizer._overwrite_model_variables_with_average_value
+        optimizer.gradient_accumulation_steps = steps
+
+
+def as_written(function):
+    """Keep AutoGraph from rewriting ``function`` in a user's ``tf.function``.
+
+    It spares TensorFlow's and Keras's code, but not that of others.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(function)
+
+
 def raise_if(condition, message):
     """Make the step that computes ``condition`` fail if it is true.
 

@@ -1,10 +1,23 @@
 """What is special about several replicas; the one room that knows ``tf.distribute``."""
 
 from keras_mp.distribute.step import (
+    Step,
     has_strategy,
+    replicas,
     restore_unless,
     run_step,
     values_of,
 )
+from keras_mp.distribute.trainer import check_scope, mend, scope_of
 
-__all__ = ["has_strategy", "restore_unless", "run_step", "values_of"]
+__all__ = [
+    "Step",
+    "check_scope",
+    "has_strategy",
+    "mend",
+    "replicas",
+    "restore_unless",
+    "run_step",
+    "scope_of",
+    "values_of",
+]

@@ -1,14 +1,52 @@
-"""Steps across replicas; the one room that knows ``tf.distribute``.
+"""One optimizer step across replicas: aggregate, judge once, commit or skip.
 
 Under a strategy, gradients are aggregated first and judged afterwards, so that every
-replica reaches the same verdict. The update then runs in every replica's context with
-the inner optimizer's own all-reduce switched off: gradients cross the network once.
+replica reaches the same verdict, and they cross the network once. All branches are
+taken where the replicas meet, in ``tf.distribute``'s cross-replica context: a branch
+taken inside a replica may hold no ``merge_call``, which Keras's optimizers make.
+
+``each`` stands for the replicas throughout: ``each(function, *arguments)`` calls
+``function`` once per replica, in its context and with its part of the arguments. On one
+device it is a plain call.
 """
 
-import contextlib
+import dataclasses
+import math
+from collections.abc import Callable
 
 import keras
 from keras import ops
+
+from keras_mp import numerics
+from keras_mp.scaling import Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What a step does with gradients; called with lists that match the variables.
+
+    Attributes:
+        judge: ``judge(gradients) -> Verdict``.
+        commit: ``commit(each, gradients)``; called once if the verdict is good, with
+            aggregated gradients and a way to reach each replica.
+        advance: ``advance(verdict)``; called once for all replicas, in any case.
+        overwrites: For each gradient, whether it is a value that overwrites its
+            variable (float8's scaling factors): the largest counts, not the sum.
+        count: ``count(overflowed)``, or None; called once in a bad step, with the bool
+            vector of shape (replicas,) that says whose own gradients were not finite.
+        window: A `keras_mp.accumulation.Window`, or None to update in every step.
+        aggregate: Whether gradients are still to be summed over the replicas.
+        wire_dtype: The dtype in which they are summed, or None for their own.
+    """
+
+    judge: Callable
+    commit: Callable
+    advance: Callable
+    overwrites: list
+    count: Callable | None = None
+    window: object = None
+    aggregate: bool = True
+    wire_dtype: str | None = None
 
 
 def has_strategy():
@@ -20,22 +58,29 @@ def has_strategy():
     return tf.distribute.has_strategy()
 
 
-def run_step(optimizer, gradients, judge, commit, advance):
-    """Aggregate one step's gradients, judge them, and update only if they are finite.
+def replicas():
+    """Return over how many replicas, on all machines, this scope's variables go."""
+    if not has_strategy():
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def run_step(step, gradients, state):
+    """Run ``step`` with this replica's ``gradients``, not yet aggregated.
 
     Args:
-        optimizer: The inner optimizer, whose own all-reduce is switched off meanwhile.
-        gradients: List of gradients of this replica, not yet aggregated.
-        judge: ``judge(gradients) -> Verdict``; called once for all replicas, with
-            aggregated gradients.
-        commit: ``commit(gradients)``; called in each replica's context, if finite.
-        advance: ``advance(verdict)``; called once for all replicas, in any case.
+        step: A `Step`.
+        gradients: List of tensors, sparse gradients and None.
+        state: A Keras variable of the optimizer, to know where it was created.
 
     Raises:
-        ValueError: Called outside a replica's context.
+        ValueError: Called outside a replica's context, or for an optimizer that was
+            created outside the strategy's scope.
     """
     if not has_strategy():
-        return _judge_and_commit(gradients, judge, commit, advance)
+        return _run(_here, step, gradients)
     import tensorflow as tf
 
     if tf.distribute.in_cross_replica_context():
@@ -43,24 +88,23 @@ def run_step(optimizer, gradients, judge, commit, advance):
             "LossScaleOptimizer.apply() must be called in a replica context. "
             "Call it inside the function given to `strategy.run(...)`."
         )
-    context = tf.distribute.get_replica_context()
-    gradients = _all_reduce(context, gradients)
+    if not tf.distribute.get_strategy().extended.variable_created_in_scope(state.value):
+        raise ValueError(
+            "LossScaleOptimizer.apply() was called under a tf.distribute strategy "
+            "that the optimizer was not created under, so that its replicas have no "
+            "variables of their own. Create the optimizer, and the model, inside "
+            "`with strategy.scope():`."
+        )
     if tf.__internal__.distribute.strategy_supports_no_merge_call():
-        with _aggregated(optimizer):
-            return _judge_and_commit(gradients, judge, commit, advance)
+        return _run(_here, step, gradients)
 
-    # A cond may hold no merge_call, which the inner optimizer makes, so the branch is
-    # taken where all replicas meet.
     def merged(strategy, gradients):
-        def commit_everywhere(_):
-            with _aggregated(optimizer):
-                strategy.extended.call_for_each_replica(commit, args=(gradients,))
+        def each(function, *arguments):
+            return strategy.extended.call_for_each_replica(function, args=arguments)
 
-        # Aggregated gradients are the same everywhere: one replica's speak for all.
-        local = [_first_local(strategy, gradient) for gradient in gradients]
-        _judge_and_commit(local, judge, commit_everywhere, advance)
+        _run(each, step, gradients)
 
-    context.merge_call(merged, args=(gradients,))
+    tf.distribute.get_replica_context().merge_call(merged, args=(gradients,))
 
 
 def values_of(variables):
@@ -95,46 +139,172 @@ def restore_unless(clean, variables, values):
                     variable.value, lambda part, old: part.assign(old), args=(value,)
                 )
 
-        _restore(_first_local(strategy, clean), restore)
+        _restore(_one(clean), restore)
 
     tf.distribute.get_replica_context().merge_call(merged, args=(clean, values))
 
 
-def _judge_and_commit(gradients, judge, commit, advance):
-    verdict = judge(gradients)
-    ops.cond(verdict.finite, lambda: _nothing(commit(gradients)), _nothing)
-    advance(verdict)
+def _run(each, step, gradients):
+    if step.window is None:
+        verdict = _update(each, step, gradients)
+    else:
+        verdict = _accumulate(each, step, gradients)
+    step.advance(verdict)
 
 
-def _all_reduce(context, gradients):
-    """Sum each gradient over the replicas; None stays None."""
+def _accumulate(each, step, gradients):
+    """Collect a micro-batch, or close the window and update with its mean."""
+
+    def close():
+        verdict = _update(each, step, each(step.window.mean, gradients))
+        return _known(verdict)
+
+    def collect():
+        verdict, overflowed = _judge_apart(each, step, gradients)
+        ops.cond(
+            verdict.finite,
+            lambda: _nothing(each(step.window.collect, gradients)),
+            lambda: _nothing(step.count and step.count(overflowed)),
+        )
+        return _known(verdict)
+
+    return Verdict(*ops.cond(step.window.is_last(), close, collect))
+
+
+def _update(each, step, gradients):
+    """Aggregate, judge, and commit if all is finite. Return the verdict."""
+    if step.aggregate:
+        total = each(lambda gradients: _all_reduce(step, gradients), gradients)
+        verdict = step.judge(_one(total))
+    else:
+        total = gradients
+        verdict, _ = _judge_apart(each, step, gradients)
+
+    def skip():
+        if step.count:
+            _, overflowed = _judge_apart(each, step, gradients)
+            step.count(overflowed)
+
+    ops.cond(
+        verdict.finite,
+        lambda: _nothing(step.commit(each, total)),
+        lambda: _nothing(skip()),
+    )
+    return verdict
+
+
+def _judge_apart(each, step, gradients):
+    """Judge every replica's own gradients.
+
+    Returns:
+        The verdict on all of them together, and a bool vector of shape (replicas,):
+        whose own were not finite.
+    """
+
+    def facts(gradients):
+        verdict = _known(step.judge(gradients))
+        return _gather(ops.stack([ops.cast(fact, "float32") for fact in verdict]))
+
+    finite, *largest = ops.unstack(_one(each(facts, gradients)), axis=1)
+    finite = ops.greater(finite, 0)
+    verdict = Verdict(ops.all(finite), *(ops.max(column) for column in largest))
+    return verdict, ops.logical_not(finite)
+
+
+def _known(verdict):
+    """Return the verdict's tensors without the None that a branch cannot return."""
+    return [fact for fact in verdict if fact is not None]
+
+
+def _all_reduce(step, gradients):
+    """Sum each gradient over the replicas; None stays None. Called in a replica.
+
+    A narrower ``wire_dtype`` cannot overflow in the sum: every replica's part is first
+    divided by a power of two, exactly, that is at least the number of replicas.
+    """
+    if replicas() == 1:
+        return gradients
     import tensorflow as tf
 
-    present = [gradient for gradient in gradients if gradient is not None]
-    if not present:
-        return gradients
-    reduced = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, present))
-    return [None if gradient is None else next(reduced) for gradient in gradients]
+    context = tf.distribute.get_replica_context()
+    summed = [
+        gradient is not None and not overwrites
+        for gradient, overwrites in zip(gradients, step.overwrites, strict=True)
+    ]
+    parts = [gradient for gradient, sums in zip(gradients, summed, strict=True) if sums]
+    if parts:
+        headroom = 2.0 ** math.ceil(math.log2(context.num_replicas_in_sync))
+        sent = [_narrowed(part, step.wire_dtype, headroom) for part in parts]
+        received = context.all_reduce(tf.distribute.ReduceOp.SUM, sent)
+        parts = [
+            _widened(total, part, headroom)
+            for total, part in zip(received, parts, strict=True)
+        ]
+    totals = iter(parts)
+    return [
+        next(totals) if sums else _largest_of_all(gradient)
+        for gradient, sums in zip(gradients, summed, strict=True)
+    ]
 
 
-@contextlib.contextmanager
-def _aggregated(optimizer):
-    """Keep ``optimizer`` from summing gradients that are summed already.
+def _narrowed(part, dtype, headroom):
+    if dtype is None or not _narrows(part, dtype):
+        return part
+    return numerics.map_values(lambda v: ops.cast(v / headroom, dtype), part)
 
-    Keras has no public switch for it; the method is TensorFlow's half of
-    ``keras.optimizers.Optimizer``.
+
+def _narrows(part, dtype):
+    if numerics.is_sparse(part) and dtype == "bfloat16":
+        return False  # sparse gradients are gathered: TensorFlow has no such kernel
+    return keras.backend.standardize_dtype(part.dtype) in ("float32", "float64")
+
+
+def _widened(total, part, headroom):
+    if total.dtype == part.dtype:
+        return total
+    return numerics.map_values(lambda v: ops.cast(v, part.dtype) * headroom, total)
+
+
+def _largest_of_all(value):
+    """Return the elementwise maximum over the replicas. Called in a replica."""
+    return None if value is None else ops.max(_gather(value), axis=0)
+
+
+def _gather(value):
+    """Return every replica's ``value``, stacked in front. Called in a replica."""
+    if not has_strategy():
+        return ops.expand_dims(value, 0)
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    rank = [1] * len(value.shape)
+    own = ops.equal(
+        ops.reshape(ops.arange(context.num_replicas_in_sync), [-1, *rank]),
+        context.replica_id_in_sync_group,
+    )
+    # Not a product: 0 times inf is NaN.
+    row = ops.where(own, ops.expand_dims(value, 0), ops.zeros((), value.dtype))
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, row)
+
+
+def _one(values):
+    """Return one replica's part of ``values``, a list or a tensor.
+
+    Where it speaks for all, as with aggregated gradients.
     """
-    optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
-    try:
-        yield
-    finally:
-        del optimizer._all_reduce_sum_gradients
+    if isinstance(values, list):
+        return [_one(value) for value in values]
+    if values is None or not has_strategy():
+        return values
+    import tensorflow as tf
+
+    if not tf.distribute.in_cross_replica_context():
+        return values
+    return tf.distribute.get_strategy().experimental_local_results(values)[0]
 
 
-def _first_local(strategy, value):
-    if value is None:
-        return None
-    return strategy.experimental_local_results(value)[0]
+def _here(function, *arguments):
+    return function(*arguments)
 
 
 def _restore(clean, restore):
