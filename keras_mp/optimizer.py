@@ -236,7 +236,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     def build(self, var_list):
         """Create the inner optimizer's variables, unless it has them."""
         if not self.inner_optimizer.built:
-            self.inner_optimizer.build(var_list)
+            distribute.run_once(lambda: self.inner_optimizer.build(var_list))
 
     def scale_loss(self, loss: Any) -> Any:
         """Return ``loss`` times the current scale, at least in float32.

@@ -4,6 +4,7 @@ Every function here is tested on the oldest and the newest supported Keras.
 """
 
 import contextlib
+import functools
 import inspect
 
 import keras
@@ -218,27 +219,39 @@ def update_only(optimizer):
     accumulation and its overwriting by averages meet all replicas inside a ``cond``,
     which crashes under a strategy. Averages are the same on every replica, so that
     each can assign its own.
+
+    Raises:
+        ValueError: A part of a `keras.optimizers.MultiOptimizer` accumulates.
     """
-
-    def overwrite_by_averages(variables):
-        averages = optimizer._model_variables_moving_average
-        for variable, average in zip(variables, averages, strict=True):
-            if average is not None:
-                variable.assign(average)
-
     steps = optimizer.gradient_accumulation_steps
-    parts = [optimizer, *getattr(optimizer, "optimizers", ())]  # of a MultiOptimizer
+    parts = [optimizer, *getattr(optimizer, "optimizers", ())]
+    for part in parts[1:]:
+        if part.gradient_accumulation_steps:
+            raise ValueError(
+                f"Optimizer '{part.name}', a part of '{optimizer.name}', has "
+                f"gradient_accumulation_steps={part.gradient_accumulation_steps}. Set "
+                f"it on '{optimizer.name}' itself before it is built, for all parts."
+            )
+    optimizer.gradient_accumulation_steps = None
     for part in parts:
         part._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
-    optimizer._overwrite_model_variables_with_average_value = overwrite_by_averages
-    optimizer.gradient_accumulation_steps = None
+        part._overwrite_model_variables_with_average_value = functools.partial(
+            _overwrite_by_averages, part
+        )
     try:
         yield
     finally:
+        optimizer.gradient_accumulation_steps = steps
         for part in parts:
             del part._all_reduce_sum_gradients
-        del optimizer._overwrite_model_variables_with_average_value
-        optimizer.gradient_accumulation_steps = steps
+            del part._overwrite_model_variables_with_average_value
+
+
+def _overwrite_by_averages(optimizer, variables):
+    averages = optimizer._model_variables_moving_average
+    for variable, average in zip(variables, averages, strict=True):
+        if average is not None:
+            variable.assign(average)
 
 
 def as_written(function):

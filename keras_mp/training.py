@@ -64,16 +64,19 @@ def compile(
             f"keras_mp.compile(model, ...) needs a keras model. Got {model!r} of type "
             f"{type(model).__name__}."
         )
+    distribute.check_scope(model, optimizer)
     rule = _checked_rule(scaling)
-    optimizer = _checked_optimizer(optimizer, rule)
-    if policy is not None:
-        convert.apply_policy(model, policy)
-    policies.resolve_rules(model)
-    _report_unmatched_rules(model)
-    optimizer = wrap_optimizer(model, optimizer, scaling=rule)
-    # Keras would go by one policy name, and wrap in its own class.
-    compile_kwargs["auto_scale_loss"] = False
-    model.compile(optimizer=optimizer, loss=loss, **compile_kwargs)
+    with distribute.scope_of(model):
+        optimizer = _checked_optimizer(optimizer, rule)
+        if policy is not None:
+            convert.apply_policy(model, policy)
+        policies.resolve_rules(model)
+        _report_unmatched_rules(model)
+        optimizer = wrap_optimizer(model, optimizer, scaling=rule)
+        # Keras would go by one policy name, and wrap in its own class.
+        compile_kwargs["auto_scale_loss"] = False
+        model.compile(optimizer=optimizer, loss=loss, **compile_kwargs)
+    distribute.mend(model, optimizer)
 
 
 def wrap_optimizer(
@@ -105,14 +108,17 @@ def wrap_optimizer(
 
     >>> optimizer = keras_mp.wrap_optimizer(model, keras.optimizers.Adam(2e-4))
     """
+    distribute.check_scope(model, optimizer)
     rule = _checked_rule(scaling)
-    optimizer = _checked_optimizer(optimizer, rule)
-    wrapped = isinstance(optimizer, LossScaleOptimizer)
-    if not wrapped and (rule is not None or needs_loss_scaling(model)):
-        optimizer = LossScaleOptimizer(optimizer, rule)
-        wrapped = True
+    with distribute.scope_of(model):
+        optimizer = _checked_optimizer(optimizer, rule)
+        wrapped = isinstance(optimizer, LossScaleOptimizer)
+        if not wrapped and (rule is not None or needs_loss_scaling(model)):
+            optimizer = LossScaleOptimizer(optimizer, rule)
+            wrapped = True
     if wrapped:
         protect(model, optimizer)
+    distribute.mend(model, optimizer)
     return optimizer
 
 
@@ -148,8 +154,11 @@ def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:
     _report_unmatched_rules(model)
     if type(getattr(model, "optimizer", None)) is keras.optimizers.LossScaleOptimizer:
         _replace_keras_scaler(model)
-    if isinstance(getattr(model, "optimizer", None), LossScaleOptimizer):
-        protect(model, model.optimizer)
+    optimizer = getattr(model, "optimizer", None)
+    if isinstance(optimizer, LossScaleOptimizer):
+        protect(model, optimizer)
+    if optimizer is not None:
+        distribute.mend(model, optimizer)
     return model
 
 

@@ -4,13 +4,17 @@ Collective keys leak from one strategy to the next within a process, and a wrong
 collective hangs; hence the processes and the time-out.
 """
 
+import contextlib
+import functools
 import json
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 
+CLIPPINGS = ["none", "clipnorm", "global_clipnorm", "clipvalue"]
 TIMEOUT = 240  # seconds; a case takes about 20 on two busy cores, a deadlock for ever
 
 
@@ -22,13 +26,132 @@ def run_case(case, replicas):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("clipping", ["none", "clipnorm", "global_clipnorm"])
-def test_two_replicas_train_as_one(clipping):
-    one, two = (run_case(f"train:{clipping}", replicas) for replicas in (1, 2))
-    assert one["stats"] == two["stats"]
-    for a, b in zip(one["weights"], two["weights"], strict=True):
-        # The batch is summed in another order: a few roundings of float32.
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+def optimizer_names():
+    """Return every optimizer class of Keras that can be an inner optimizer."""
+    base = keras.optimizers.Optimizer
+    classes = vars(keras.optimizers).items()
+    found = {n for n, c in classes if isinstance(c, type) and issubclass(c, base)}
+    return sorted(found - {"Optimizer", "LossScaleOptimizer"})
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Return the weights that each optimizer ends with, on one replica and on two."""
+    return {replicas: run_case("optimizers", replicas) for replicas in (1, 2)}
+
+
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+@pytest.mark.parametrize("name", optimizer_names())
+def test_two_replicas_train_as_one(trained, name, clipping):
+    one, two = (np.array(trained[n][f"{name} {clipping}"]) for n in (1, 2))
+    # The batch is summed in another order: a few roundings of float32.
+    np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", optimizer_names())
+def test_clipping_changed_what_was_trained(trained, name):
+    ends = [trained[2][f"{name} {clipping}"] for clipping in CLIPPINGS]
+    assert len({tuple(end) for end in ends}) == len(CLIPPINGS)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """Return what single steps on two replicas did, by case."""
+    return run_case("steps", 2)
+
+
+def test_gradients_cross_the_network_once(steps):
+    # One all-reduce of both gradients, (4, 3) and (3,), in float32; no other one.
+    assert steps["plain"]["traffic"] == [["float32", 15]]
+
+
+def test_accumulated_gradients_cross_the_network_once_per_window(steps):
+    # What is sent in between is one flag for each replica: was it finite?
+    flags = [["float32", 2]]
+    assert steps["accumulation"]["traffic"] == flags * 3 + [["float32", 15]]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_all_reduce_dtype_halves_the_traffic_and_little_else(steps, dtype):
+    assert steps[dtype]["traffic"] == [[dtype, 15]]
+    # Two roundings, of each part and of the sum, to 11 or 8 bits; SGD is linear.
+    precision = {"float16": 2**-10, "bfloat16": 2**-7}[dtype]
+    plain, narrow = (np.array(steps[n]["update"]) for n in ("plain", dtype))
+    np.testing.assert_allclose(narrow, plain, rtol=0, atol=precision * abs(plain).max())
+    assert not np.array_equal(narrow, plain)
+
+
+def test_sums_in_float16_do_not_overflow_where_the_parts_fit(steps):
+    # 60,000 on each of two replicas; float16 ends at 65,504.
+    assert steps["large parts"]["stats"]["skipped"] == 0
+    np.testing.assert_allclose(steps["large parts"]["update"], -120000.0, rtol=2**-10)
+
+
+def test_a_part_that_does_not_fit_float16_is_an_overflow(steps):
+    assert steps["too large a part"]["update"] == [0.0] * 15
+    assert steps["too large a part"]["overflows"] == [0, 0]  # it fitted float32
+
+
+def test_gradients_unscaled_by_the_loop_survive_a_float16_all_reduce(steps):
+    # 1e-8 is 0 in float16, 1e-8 times the scale is not.
+    np.testing.assert_allclose(steps["small parts"]["update"], -2e-8, rtol=2**-10)
+
+
+def test_sparse_gradients_are_narrowed_where_tensorflow_can(steps):
+    assert ["float16", 6] in steps["sparse float16"]["traffic"]
+    assert ["float32", 6] in steps["sparse bfloat16"]["traffic"]
+    for dtype in ("float16", "bfloat16"):
+        np.testing.assert_allclose(
+            steps[f"sparse {dtype}"]["update"],
+            steps["sparse"]["update"],
+            rtol=2**-9,  # two roundings to 11 bits
+        )
+
+
+def test_gradients_that_the_loop_has_summed_are_not_summed_again(steps):
+    assert steps["summed by the loop"]["update"] == steps["plain"]["update"]
+    assert steps["summed by the loop"]["traffic"] == [["float32", 2]]  # the verdict's
+
+
+def test_gradients_that_the_loop_has_summed_are_judged_on_every_replica(steps):
+    assert steps["summed, one bad"]["update"] == [0.0] * 15
+    assert steps["summed, one bad"]["overflows"] == [0, 1]
+
+
+def test_overflows_are_counted_by_replica(steps):
+    assert steps["plain"]["overflows"] == [0, 0]
+    assert steps["first bad"]["overflows"] == [1, 0]
+    assert steps["both bad"]["overflows"] == [1, 1]
+    assert steps["accumulation, one bad"]["overflows"] == [0, 1]
+
+
+def test_a_sum_that_overflows_is_skipped_and_is_no_replicas_fault(steps):
+    # 2e38 on each of two replicas; float32 ends at 3.4e38.
+    assert steps["large sum"]["update"] == [0.0] * 15
+    assert steps["large sum"]["overflows"] == [0, 0]
+    assert steps["large sum"]["stats"]["skipped"] == 1
+
+
+def test_largest_gradient_of_a_micro_batch_is_that_of_all_replicas(steps):
+    # 2**20 on the second replica only: the first would see a headroom of 2**15.
+    assert steps["log normal"]["stats"] == steps["log normal, swapped"]["stats"]
+
+
+def test_values_that_overwrite_their_variable_are_the_largest_of_all(steps):
+    assert steps["overwritten"]["update"][:12] == [5.0] * 12
+
+
+def test_optimizer_of_another_scope_is_refused(steps):
+    assert "strategy.scope()" in steps["created outside"]["error"]
+
+
+def test_optimizer_that_is_built_by_its_first_step_starts_as_if_built_before(steps):
+    assert steps["built late"]["update"] == steps["built before"]["update"]
+
+
+def test_counts_of_another_number_of_replicas_start_afresh(steps):
+    assert steps["loaded elsewhere"]["overflows"] == [1]
+    assert steps["loaded elsewhere"]["stats"]["skipped"] == 1
 
 
 def test_overflow_on_one_replica_skips_the_step_on_all():
@@ -90,18 +213,239 @@ def _data():
     return x, x[:, :1] ** 2
 
 
-def case_train(replicas, clipping):
-    import keras
+def _spread(strategy, *parts):
+    """Return a value that is ``parts[i]`` on replica i."""
+    return strategy.experimental_distribute_values_from_function(
+        lambda context: parts[context.replica_id_in_sync_group]
+    )
+
+
+def case_optimizers(replicas):
+    """Train two variables with every optimizer and every way of clipping."""
+    strategy = _strategy(replicas)
+    return {
+        f"{name} {clipping}": _train_with(strategy, replicas, name, clipping)
+        for name in optimizer_names()
+        for clipping in CLIPPINGS
+    }
+
+
+def _train_with(strategy, replicas, name, clipping):
+    import tensorflow as tf
 
     import keras_mp
 
-    clip = {} if clipping == "none" else {clipping: 0.05}
-    with _strategy(replicas).scope():
-        optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.1, **clip)
-        model = _model(keras, keras_mp, optimizer, "float32", normalize=False)
-    model.fit(*_data(), batch_size=8, epochs=2, shuffle=False, verbose=0)
-    weights = [weight.tolist() for weight in model.get_weights()]
-    return {"weights": weights, "stats": model.optimizer.stats()}
+    random = np.random.default_rng(0)
+    x = random.normal(size=(6, 8, 4)).astype("float32")
+    y = random.normal(size=(6, 8, 3)).astype("float32")
+    with strategy.scope():
+        weights = [
+            keras.Variable(random.normal(size=shape), dtype="float32", name=name)
+            for name, shape in (("kernel", (4, 3)), ("bias", (3,)))
+        ]
+        inner = _inner(name, {} if clipping == "none" else {clipping: 0.01})
+        optimizer = keras_mp.LossScaleOptimizer(inner, initial_scale=8.0)
+        optimizer.build(weights)
+
+    def step_of_replica(x, y):
+        kernel, bias = [weight.value for weight in weights]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((x @ kernel + bias - y) ** 2) / replicas
+            loss = optimizer.scale_loss(loss)
+        gradients = tape.gradient(loss, [kernel, bias])
+        optimizer.apply_gradients(zip(gradients, weights, strict=True))
+
+    step = tf.function(lambda x, y: strategy.run(step_of_replica, args=(x, y)))
+    for batch in zip(x, y, strict=True):
+        step(*(_spread(strategy, *np.split(rows, replicas)) for rows in batch))
+    return [float(v) for weight in weights for v in weight.numpy().ravel()]
+
+
+def _inner(name, clip):
+    if name == "MultiOptimizer":
+        parts = keras.optimizers.SGD(0.1, **clip), keras.optimizers.Adam(0.05, **clip)
+        rest, kernel = parts
+        by_path = keras.optimizers.OptimizerMap(rest, {".*kernel": kernel})
+        return keras.optimizers.MultiOptimizer(by_path)
+    return getattr(keras.optimizers, name)(0.05, weight_decay=0.1, **clip)
+
+
+def case_steps(replicas):
+    """Run eager steps with given gradients: pairs of what two replicas have."""
+    strategy = _strategy(replicas)
+    step = functools.partial(_step, strategy)
+    a, b = np.random.default_rng(0).normal(size=(2, 15)).astype("float32")
+    ones = np.ones(15, "float32")
+    bad = ones * np.inf
+    small, large, too_large = ones * 1e-8, ones * 6e4, ones * 2e5
+
+    def windows_of(size):
+        return functools.partial(
+            keras.optimizers.SGD, 1.0, gradient_accumulation_steps=size
+        )
+
+    starts_from_weights = functools.partial(_StartsFromWeights, 1.0)
+
+    def log_normal(*parts):
+        return step([parts], windows_of(2), scaling="log_normal")
+
+    return {
+        "plain": step([(a, b)]),
+        "accumulation": step([(a, b)] * 4, windows_of(4)),
+        "accumulation, one bad": step([(ones, bad)], windows_of(2)),
+        "float16": step([(a, b)], all_reduce_dtype="float16"),
+        "bfloat16": step([(a, b)], all_reduce_dtype="bfloat16"),
+        "large parts": step([(large, large)], all_reduce_dtype="float16", scaling=1.0),
+        "too large a part": step([(ones, too_large)], all_reduce_dtype="float16"),
+        "small parts": step(
+            [(small, small)], all_reduce_dtype="float16", scaling=2.0**15, unscaled=True
+        ),
+        "sparse": step([(a[:6], b[:6])], sparse=True),
+        "sparse float16": step(
+            [(a[:6], b[:6])], sparse=True, all_reduce_dtype="float16"
+        ),
+        "sparse bfloat16": step(
+            [(a[:6], b[:6])], sparse=True, all_reduce_dtype="bfloat16"
+        ),
+        "summed by the loop": step([(a + b, a + b)], aggregate_gradients=False),
+        "summed, one bad": step([(ones, bad)], aggregate_gradients=False),
+        "first bad": step([(bad, ones)]),
+        "both bad": step([(bad, bad)]),
+        "large sum": step([(ones * 2e38, ones * 2e38)]),
+        "log normal": log_normal(ones, ones * 2.0**20),
+        "log normal, swapped": log_normal(ones * 2.0**20, ones),
+        "overwritten": step([(ones * 5, ones * 3)], overwrites=True),
+        "built before": step([(a, b)] * 2, starts_from_weights, start=1.0),
+        "built late": step([(a, b)] * 2, starts_from_weights, start=1.0, late=True),
+        "created outside": _step_of_optimizer_from_outside(strategy),
+        "loaded elsewhere": _load_outside(strategy),
+    }
+
+
+class _StartsFromWeights(keras.optimizers.SGD):
+    """Sets first values with operations, as `keras.optimizers.ScheduleFreeAdamW`."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.starts = self.add_optimizer_variables(variables, "start")
+        for start, variable in zip(self.starts, variables, strict=True):
+            self.assign(start, variable)
+
+    def update_step(self, gradient, variable, learning_rate):
+        start = self.starts[self._get_variable_index(variable)]
+        self.assign(variable, start - learning_rate * gradient)
+
+
+def _step(
+    strategy,
+    batches,
+    inner=None,
+    *,
+    start=0.0,
+    scaling=8.0,
+    all_reduce_dtype=None,
+    unscaled=False,
+    sparse=False,
+    overwrites=False,
+    late=False,
+    **how,
+):
+    """Apply each of ``batches``, given as scaled gradients by replica, and report."""
+    import tensorflow as tf
+
+    import keras_mp
+
+    with strategy.scope():
+        shapes = [(5, 3)] if sparse else [(4, 3), (3,)]
+        weights = [keras.Variable(np.full(shape, start, "f4")) for shape in shapes]
+        weights[0].overwrite_with_gradient = overwrites
+        inner = inner() if inner else keras.optimizers.SGD(1.0)
+        optimizer = keras_mp.LossScaleOptimizer(
+            inner, scaling, all_reduce_dtype=all_reduce_dtype
+        )
+        if not late:
+            optimizer.build(weights)
+
+    def apply(part):
+        if sparse:
+            rows = tf.constant([1, 3])
+            gradients = [tf.IndexedSlices(tf.reshape(part, (2, 3)), rows, (5, 3))]
+        else:
+            gradients = [tf.reshape(part[:12], (4, 3)), part[12:]]
+        optimizer.scale_loss(1.0)
+        if unscaled:
+            optimizer.get_unscaled_gradients([])  # says that these are
+        optimizer.apply(gradients, weights, **how)
+
+    before = _flat(weights)
+    with _recorded_traffic() as traffic:
+        for parts in batches:
+            strategy.run(apply, args=(_spread(strategy, *map(tf.constant, parts)),))
+    return {
+        "update": (_flat(weights) - before).tolist(),
+        "traffic": traffic,
+        "overflows": optimizer.overflows_by_replica(),
+        "stats": optimizer.stats(),
+    }
+
+
+def _flat(weights):
+    return np.concatenate([weight.numpy().ravel() for weight in weights])
+
+
+@contextlib.contextmanager
+def _recorded_traffic():
+    """Record the dtype and size of each all-reduce, as replica 0 enters it."""
+    import tensorflow as tf
+
+    calls = []
+    all_reduce = tf.distribute.ReplicaContext.all_reduce
+
+    def recording(context, operation, value, options=None):
+        if context.replica_id_in_sync_group == 0:
+            tensors = [
+                part.values if isinstance(part, tf.IndexedSlices) else part
+                for part in (value if isinstance(value, list) else [value])
+            ]
+            (dtype,) = {tensor.dtype.name for tensor in tensors}
+            calls.append([dtype, sum(int(tf.size(tensor)) for tensor in tensors)])
+        return all_reduce(context, operation, value, options)
+
+    tf.distribute.ReplicaContext.all_reduce = recording
+    try:
+        yield calls
+    finally:
+        tf.distribute.ReplicaContext.all_reduce = all_reduce
+
+
+def _step_of_optimizer_from_outside(strategy):
+    import keras_mp
+
+    optimizer = keras_mp.LossScaleOptimizer("sgd")
+    with strategy.scope():
+        weight = keras.Variable([1.0])
+    try:
+        strategy.run(lambda: optimizer.apply([keras.ops.array([1.0])], [weight]))
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
+def _load_outside(strategy):
+    """Load what two replicas have counted where there is one."""
+    import keras_mp
+
+    with strategy.scope():
+        weight = keras.Variable([1.0])
+        optimizer = keras_mp.LossScaleOptimizer("sgd")
+    strategy.run(lambda: optimizer.apply([keras.ops.array([np.inf])], [weight]))
+    assert optimizer.overflows_by_replica() == [1, 1]
+    store = {}
+    optimizer.save_own_variables(store)
+    alone = keras_mp.LossScaleOptimizer("sgd")
+    alone.build([keras.Variable([1.0])])
+    alone.load_own_variables(store)
+    return {"stats": alone.stats(), "overflows": alone.overflows_by_replica()}
 
 
 def case_poison(replicas):

@@ -1,14 +1,16 @@
 """What is special about several replicas; the one room that knows ``tf.distribute``."""
 
+from keras_mp.distribute.scope import check_scope, scope_of
 from keras_mp.distribute.step import (
     Step,
     has_strategy,
     replicas,
     restore_unless,
+    run_once,
     run_step,
     values_of,
 )
-from keras_mp.distribute.trainer import check_scope, mend, scope_of
+from keras_mp.distribute.trainer import mend
 
 __all__ = [
     "Step",
@@ -17,6 +19,7 @@ __all__ = [
     "mend",
     "replicas",
     "restore_unless",
+    "run_once",
     "run_step",
     "scope_of",
     "values_of",

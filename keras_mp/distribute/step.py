@@ -107,6 +107,28 @@ def run_step(step, gradients, state):
     tf.distribute.get_replica_context().merge_call(merged, args=(gradients,))
 
 
+def run_once(create):
+    """Call ``create()``, which makes variables, once for all replicas and at once.
+
+    An optimizer that is built in the middle of a step may set its first values with
+    operations (`keras.optimizers.ScheduleFreeAdamW` does). They must not become part
+    of the graph that is being traced, and reach every replica's copy.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return create()
+    import tensorflow as tf
+
+    def merged(_):
+        with tf.init_scope():
+            create()
+
+    if not has_strategy() or tf.distribute.in_cross_replica_context():
+        return merged(None)
+    if tf.__internal__.distribute.strategy_supports_no_merge_call():
+        return create()
+    tf.distribute.get_replica_context().merge_call(merged)
+
+
 def values_of(variables):
     """Return the present values of ``variables``, on this replica, as tensors.
 

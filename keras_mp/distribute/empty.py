@@ -1,0 +1,114 @@
+"""A replica's share of a batch that has no row.
+
+A batch of fewer rows than replicas, such as the last of an epoch, leaves some replicas
+without any. Their gradients are 0 and their metrics unchanged, with Keras too. But
+layers that divide by the number of rows, such as BatchNorm, get NaN: in their
+statistics on that replica, and in their gradients, which the sum over the replicas
+spreads to all. So that a share of no rows leaves no trace, NaN gradients of such a share
+count as 0, and what the replica wrote into variables of its own is put back.
+"""
+
+import functools
+import threading
+
+import keras
+from keras import ops
+
+from keras_mp.distribute.step import values_of
+
+# Whether the share of the replica that runs in this thread has no row.
+_running = threading.local()
+
+
+def without_trace(model, step):
+    """Return ``step``, a train or test step of ``model``, safe for a share of no rows.
+
+    Statically known shares that have rows cost nothing.
+    """
+    import tensorflow as tf
+
+    @functools.wraps(step)
+    def safe_step(data):
+        rows = rows_of(data)
+        if tf.get_static_value(rows):
+            return step(data)
+        return _step_on_maybe_empty(model, step, data, tf.equal(rows, 0))
+
+    return safe_step
+
+
+def ignore_nan_of_no_rows(optimizer):
+    """Have ``optimizer.apply`` take NaN gradients of a share of no rows for 0."""
+    apply = optimizer.apply
+    if hasattr(apply, "_keras_mp_ignores_nan"):
+        return
+
+    @functools.wraps(apply)
+    def apply_without_nan(grads, *arguments, **options):
+        empty = getattr(_running, "empty", None)
+        if empty is not None:
+            grads = _without_nan(empty, list(grads))
+        return apply(grads, *arguments, **options)
+
+    apply_without_nan._keras_mp_ignores_nan = True
+    optimizer.apply = apply_without_nan
+
+
+def rows_of(data):
+    """Return the number of rows of ``data``, a nested structure of tensors."""
+    import tensorflow as tf
+
+    leaves = keras.tree.flatten(data)
+    return tf.shape(next(leaf for leaf in leaves if leaf is not None))[0]
+
+
+def _step_on_maybe_empty(model, step, data, empty):
+    variables = [
+        variable
+        for variable in model.non_trainable_variables + model.metrics_variables
+        if _is_own(variable)
+    ]
+    values = values_of(variables)
+    _running.empty = empty
+    try:
+        logs = step(data)
+    finally:
+        del _running.empty
+    ops.cond(empty, lambda: _assign_all(variables, values), _nothing)
+    return logs
+
+
+def _is_own(variable):
+    """Return whether each replica assigns a value of its own to ``variable``."""
+    return variable.aggregation == "none" or variable.synchronization == "on_read"
+
+
+def _without_nan(empty, gradients):
+    """Return ``gradients``, with 0 for what is not finite if ``empty`` is true."""
+    import tensorflow as tf
+
+    # A sparse gradient of no rows holds nothing.
+    dense = [gradient for gradient in gradients if isinstance(gradient, tf.Tensor)]
+
+    def cleaned():
+        return [
+            tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
+            for gradient in dense
+        ]
+
+    if not dense:
+        return gradients
+    clean = iter(tf.cond(empty, cleaned, lambda: list(map(tf.identity, dense))))
+    return [
+        next(clean) if isinstance(gradient, tf.Tensor) else gradient
+        for gradient in gradients
+    ]
+
+
+def _assign_all(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _nothing():
+    """Be a branch of a cond that returns no value."""

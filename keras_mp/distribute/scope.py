@@ -1,0 +1,75 @@
+"""Which strategy a model and its optimizer belong to."""
+
+import contextlib
+
+import keras
+
+from keras_mp import private
+from keras_mp.distribute.step import has_strategy
+
+
+def scope_of(model):
+    """Return the scope of the strategy that ``model`` was created under, if any.
+
+    What belongs to the model, such as an optimizer named by a string, has its
+    variables on every replica only if it is created there.
+    """
+    strategy = private.strategy_of(model)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def check_scope(model, optimizer):
+    """Refuse a model and an optimizer that were not created under one strategy.
+
+    Args:
+        model: A Keras model.
+        optimizer: What it is to be compiled with; checked if it is an instance.
+
+    Raises:
+        ValueError: This code runs in the scope of another strategy than the model was
+            created under; or a variable of the model or of the optimizer was created
+            outside the model's strategy.
+    """
+    strategy = private.strategy_of(model)
+    if has_strategy():
+        _check_present_scope(model, strategy)
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        what = f"optimizer '{optimizer.name}'"
+        _check_variables(optimizer.variables, what, model, strategy)
+    if strategy is not None:
+        _check_variables(model.variables, f"model '{model.name}'", model, strategy)
+
+
+def _check_present_scope(model, strategy):
+    import tensorflow as tf
+
+    present = tf.distribute.get_strategy()
+    if strategy is present:
+        return
+    where = "outside it" if strategy is None else "under another strategy"
+    raise ValueError(
+        f"Model '{model.name}' was to be compiled in the scope of a "
+        f"{type(present).__name__}, but it was created {where}, so that `fit` would "
+        "not use it. Create the model inside `with strategy.scope():`; an existing one "
+        "can be saved, and loaded there with `keras_mp.load_model`."
+    )
+
+
+def _check_variables(variables, owner, model, strategy):
+    """Raise if any of ``variables`` lives under another strategy than ``strategy``."""
+    for variable in variables:
+        if not _belongs(variable, strategy):
+            under = "no strategy" if strategy is None else type(strategy).__name__
+            raise ValueError(
+                f"Model '{model.name}' was to be compiled. It was created under "
+                f"{under}, but variable '{variable.path}' of {owner} was not, so that "
+                "replicas could not keep it equal. Create the layers, the model and "
+                "the optimizer inside the same `with strategy.scope():`, or all of "
+                "them outside; an optimizer given by name is created where it has to."
+            )
+
+
+def _belongs(variable, strategy):
+    if strategy is None:
+        return not hasattr(variable.value, "distribute_strategy")
+    return strategy.extended.variable_created_in_scope(variable.value)

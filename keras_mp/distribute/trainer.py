@@ -1,0 +1,158 @@
+"""Keras's ``fit``, ``evaluate`` and ``train_on_batch`` under a strategy, mended.
+
+Each mend is put on one model, and only if its steps span several replicas: how its
+variables are made from a first batch, how several steps run in one execution, what logs
+look like across machines, and what becomes of a share of no rows. `private` says which
+methods of Keras they replace; none of Keras's code is repeated.
+"""
+
+import functools
+import warnings
+
+import keras
+
+from keras_mp import private
+from keras_mp.distribute import empty
+
+
+def mend(model, optimizer):
+    """Make ``fit``, ``evaluate`` and the like of ``model`` work under its strategy.
+
+    Does nothing to a model that was not created under a strategy of several replicas,
+    and nothing twice.
+
+    Args:
+        model: A Keras model.
+        optimizer: The optimizer, or one of those, that its ``train_step`` uses.
+    """
+    strategy = private.strategy_of(model)
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        return
+    _do_without_jit(model, strategy)
+    empty.ignore_nan_of_no_rows(optimizer)
+    if hasattr(model.train_step, "_keras_mp_mended"):
+        return
+    private.build_from(model, functools.partial(_first_shares, strategy))
+    private.run_steps_with(model, functools.partial(_several_steps, model))
+    model.train_step = _mended(model, strategy, model.train_step)
+    model.test_step = _mended(model, strategy, model.test_step)
+
+
+def _mended(model, strategy, step):
+    """Return ``step``, safe for a share of no rows, with logs that can be reduced."""
+    step = empty.without_trace(model, step)
+    if strategy.num_replicas_in_sync > len(strategy.extended.worker_devices):
+        step = _with_axis_in_logs(step)
+    step._keras_mp_mended = True
+    return step
+
+
+# Building from the first batch.
+
+
+def _first_shares(strategy, epoch_iterator):
+    """Yield from ``epoch_iterator`` as it does, with the specs of one replica's share.
+
+    Keras takes the mean over the replicas to get one batch, which needs shares of
+    equal size and fails across machines. It wants to know shapes and dtypes only.
+    """
+    for first, last, batches in epoch_iterator:
+        yield first, last, [_spec_of_share(strategy, next(iter(batches)))]
+
+
+def _spec_of_share(strategy, batch):
+    """Return the specs of the largest share of ``batch`` on this machine.
+
+    A machine may have no row of the first batch; then one is assumed.
+    """
+    import tensorflow as tf
+
+    leaves = keras.tree.flatten(batch)
+    shares = zip(*map(strategy.experimental_local_results, leaves), strict=True)
+    largest = max(shares, key=lambda share: int(empty.rows_of(share)))
+    specs = [
+        tf.TensorSpec([max(leaf.shape[0], 1), *leaf.shape[1:]], leaf.dtype)
+        for leaf in largest
+    ]
+    return keras.tree.pack_sequence_as(batch, specs)
+
+
+# Several steps in one execution.
+
+
+def _several_steps(model, function):
+    """Return ``function`` as Keras made it, or one that loops over it in a graph.
+
+    Keras's own loop calls the ``tf.function`` of a step in a branch, where TensorFlow
+    leaves what an all-reduce reads without a value ("You must feed a value for
+    placeholder"). Here the branches hold none but the iterator.
+    """
+    import tensorflow as tf
+
+    several = model.steps_per_execution
+    if several == 1 or model.run_eagerly:
+        return function
+
+    @tf.autograph.experimental.do_not_convert
+    def run(iterator):
+        def unfinished(steps, batch, logs):
+            return tf.logical_and(steps < several, batch.has_value())
+
+        def step(steps, batch, logs):
+            logs = function([batch.get_value()])
+            batch = tf.cond(
+                steps + 1 < several, iterator.get_next_as_optional, lambda: batch
+            )
+            return steps + 1, batch, logs
+
+        # The first step says what logs look like, and raises if no batch is left.
+        logs = function([iterator.get_next()])
+        first = (tf.constant(1), iterator.get_next_as_optional(), logs)
+        return tf.while_loop(unfinished, step, first)[-1]
+
+    run = tf.function(run, reduce_retracing=True)
+    kinds = (tf.data.Iterator, tf.distribute.DistributedIterator)
+
+    def execute(iterator):
+        return run(iterator) if isinstance(iterator, kinds) else function(iterator)
+
+    return execute
+
+
+# Logs across machines.
+
+
+def _with_axis_in_logs(step):
+    """Return ``step`` with logs of shape (1,) instead of scalars.
+
+    Across machines Keras takes the mean of logs along their first axis.
+    """
+    import tensorflow as tf
+
+    def with_axis(value):
+        value = tf.convert_to_tensor(value)
+        return value[tf.newaxis] if value.shape.rank == 0 else value
+
+    @functools.wraps(step)
+    def step_with_axis(data):
+        return keras.tree.map_structure(with_axis, step(data))
+
+    return step_with_axis
+
+
+# XLA.
+
+
+def _do_without_jit(model, strategy):
+    """Switch ``jit_compile=True`` off where a step spans several devices."""
+    if not model.jit_compile or strategy.num_replicas_in_sync == 1:
+        return
+    warnings.warn(
+        f"jit_compile=True of model '{model.name}' is switched off: under "
+        f"{type(strategy).__name__} a step reads variables on "
+        f"{strategy.num_replicas_in_sync} replicas, and XLA compiles for one device. "
+        "Training goes on without XLA. To use XLA, train on one device; to keep this "
+        "quiet, leave jit_compile out.",
+        stacklevel=4,
+    )
+    model.jit_compile = False
