@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 
 CLIPPINGS = ["none", "clipnorm", "global_clipnorm", "clipvalue"]
+# Muon of Keras 3.12 fails under a strategy without any loss scaling too: its update asks
+# TensorFlow's variables for a path.
+BROKEN_IN_KERAS = {"Muon"} if keras.__version__.startswith("3.12.") else set()
 TIMEOUT = 240  # seconds; a case takes about 20 on two busy cores, a deadlock for ever
 
 
@@ -31,7 +34,7 @@ def optimizer_names():
     base = keras.optimizers.Optimizer
     classes = vars(keras.optimizers).items()
     found = {n for n, c in classes if isinstance(c, type) and issubclass(c, base)}
-    return sorted(found - {"Optimizer", "LossScaleOptimizer"})
+    return sorted(found - {"Optimizer", "LossScaleOptimizer"} - BROKEN_IN_KERAS)
 
 
 @pytest.fixture(scope="module")

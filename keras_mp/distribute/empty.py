@@ -4,8 +4,8 @@ A batch of fewer rows than replicas, such as the last of an epoch, leaves some r
 without any. Their gradients are 0 and their metrics unchanged, with Keras too. But
 layers that divide by the number of rows, such as BatchNorm, get NaN: in their
 statistics on that replica, and in their gradients, which the sum over the replicas
-spreads to all. So that a share of no rows leaves no trace, NaN gradients of such a share
-count as 0, and what the replica wrote into variables of its own is put back.
+spreads to all. So that such a share leaves no trace, its NaN gradients count as 0, and
+what the replica wrote into variables of its own is put back.
 """
 
 import functools
