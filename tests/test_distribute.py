@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 CLIPPINGS = ["none", "clipnorm", "global_clipnorm", "clipvalue"]
-# Muon of Keras 3.12 fails under a strategy without any loss scaling too: its update asks
+# Muon of Keras 3.12 fails under a strategy without loss scaling too: its update asks
 # TensorFlow's variables for a path.
 BROKEN_IN_KERAS = {"Muon"} if keras.__version__.startswith("3.12.") else set()
 TIMEOUT = 240  # seconds; a case takes about 20 on two busy cores, a deadlock for ever
@@ -178,6 +178,12 @@ def test_keras_own_class_clips_each_replica_alone():
     assert difference > 1e-4  # ours stays within 1e-5
 
 
+def test_replicas_that_share_their_variables_train_but_cannot_accumulate():
+    result = run_case("central_storage", 2)
+    assert result["update"] == [-3.0 / 8.0] * 15
+    assert "MirroredStrategy" in result["error"]
+
+
 def test_apply_outside_a_replica_says_where_it_belongs():
     assert "strategy.run" in run_case("cross_replica", 2)["error"]
 
@@ -185,13 +191,19 @@ def test_apply_outside_a_replica_says_where_it_belongs():
 # What runs in the processes.
 
 
-def _strategy(replicas):
+def _split_cpu(parts):
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * replicas
+        cpu, [tf.config.LogicalDeviceConfiguration()] * parts
     )
+
+
+def _strategy(replicas):
+    import tensorflow as tf
+
+    _split_cpu(replicas)
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
 
 
@@ -532,6 +544,20 @@ def case_keras_clip(replicas):
     model = _keras_model(replicas, clipnorm=0.05)
     model.fit(*_data(), batch_size=8, epochs=2, shuffle=False, verbose=0)
     return {"weights": [weight.tolist() for weight in model.get_weights()]}
+
+
+def case_central_storage(replicas):
+    import tensorflow as tf
+
+    _split_cpu(replicas)
+    devices = [f"CPU:{i}" for i in range(replicas)]
+    strategy = tf.distribute.experimental.CentralStorageStrategy(devices, devices[0])
+    parts = np.ones(15, "float32"), np.full(15, 2.0, "float32")
+    window = functools.partial(keras.optimizers.SGD, gradient_accumulation_steps=2)
+    try:
+        _step(strategy, [parts], window)
+    except ValueError as error:
+        return _step(strategy, [parts]) | {"error": str(error)}
 
 
 def case_cross_replica(replicas):

@@ -76,8 +76,9 @@ def run_step(step, gradients, state):
         state: A Keras variable of the optimizer, to know where it was created.
 
     Raises:
-        ValueError: Called outside a replica's context, or for an optimizer that was
-            created outside the strategy's scope.
+        ValueError: Called outside a replica's context; for an optimizer that was
+            created outside the strategy's scope; or with a window under a strategy
+            whose replicas share one copy of each variable.
     """
     if not has_strategy():
         return _run(_here, step, gradients)
@@ -88,13 +89,7 @@ def run_step(step, gradients, state):
             "LossScaleOptimizer.apply() must be called in a replica context. "
             "Call it inside the function given to `strategy.run(...)`."
         )
-    if not tf.distribute.get_strategy().extended.variable_created_in_scope(state.value):
-        raise ValueError(
-            "LossScaleOptimizer.apply() was called under a tf.distribute strategy "
-            "that the optimizer was not created under, so that its replicas have no "
-            "variables of their own. Create the optimizer, and the model, inside "
-            "`with strategy.scope():`."
-        )
+    _check_variables(step, state.value)
     if tf.__internal__.distribute.strategy_supports_no_merge_call():
         return _run(_here, step, gradients)
 
@@ -105,6 +100,27 @@ def run_step(step, gradients, state):
         _run(each, step, gradients)
 
     tf.distribute.get_replica_context().merge_call(merged, args=(gradients,))
+
+
+def _check_variables(step, state):
+    import tensorflow as tf
+
+    strategy = tf.distribute.get_strategy()
+    if not strategy.extended.variable_created_in_scope(state):
+        raise ValueError(
+            "LossScaleOptimizer.apply() was called under a tf.distribute strategy "
+            "that the optimizer was not created under, so that its replicas have no "
+            "variables of their own. Create the optimizer, and the model, inside "
+            "`with strategy.scope():`."
+        )
+    copies = len(strategy.experimental_local_results(state))
+    if step.window is not None and copies < len(strategy.extended.worker_devices):
+        raise ValueError(
+            "LossScaleOptimizer cannot accumulate gradients under a "
+            f"{type(strategy).__name__}, whose replicas share one copy of each "
+            "variable: each needs a sum of its own. Use MirroredStrategy, or leave "
+            "gradient_accumulation_steps out."
+        )
 
 
 def run_once(create):
