@@ -149,7 +149,8 @@ def build_from(model, batches):
 
     Keras's ``_maybe_symbolic_build`` makes one batch of the replicas' shares in a way
     that needs shares of equal size on one machine. ``_symbolic_build``, which it leads
-    to, takes an iterator too, and draws from it only if anything is unbuilt.
+    to, takes an iterator too, and draws from it only if anything is unbuilt. A model
+    without a ``call``, such as a GAN, it cannot build, and `fit` would end there.
 
     Args:
         model: A Keras model that was created under a strategy.
@@ -158,6 +159,8 @@ def build_from(model, batches):
     """
 
     def build(iterator=None, data_batch=None):
+        if type(model).call is keras.Model.call:
+            return
         with strategy_of(model).scope():
             if iterator is not None:
                 iterator = batches(iterator)

@@ -132,3 +132,61 @@ def test_policies_need_no_path_on_layers_that_keras_gives_none():
     layer(np.ones((1, 2)))
     assert layer.path is None  # the reason for the hook
     assert layer.compute_dtype == "float32"
+
+
+def under_a_strategy():
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        model = keras.Sequential([keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    return model
+
+
+def test_strategy_of_is_the_models_own():
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    outside = keras.Sequential()
+    with strategy.scope():
+        inside = keras.Sequential()
+        assert private.strategy_of(outside) is None
+        assert outside.distribute_strategy is strategy  # the reason for the function
+    assert private.strategy_of(inside) is strategy
+
+
+def test_build_from_draws_a_batch_only_for_an_unbuilt_model():
+    drawn = []
+
+    def batches(epoch_iterator):
+        for first, last, _ in epoch_iterator:
+            drawn.append(first)
+            yield first, last, [(tf.TensorSpec((2, 4)), tf.TensorSpec((2, 1)))]
+
+    model = under_a_strategy()
+    private.build_from(model, batches)
+    for _ in range(2):
+        model.fit(np.ones((2, 4)), np.ones((2, 1)), verbose=0)
+        model.evaluate(np.ones((2, 4)), np.ones((2, 1)), verbose=0)
+    assert drawn == [0]
+    assert model.layers[0].kernel.shape == (4, 1)
+
+
+def test_build_from_leaves_a_model_without_call_to_its_train_step():
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        model = keras.Model()
+    private.build_from(model, None)
+    model._maybe_symbolic_build(iterator=[])
+
+
+def test_run_steps_with_gets_a_function_that_takes_lists_of_batches():
+    functions = []
+
+    def choose(function):
+        functions.append(function)
+        return lambda iterator: function([next(iterator)])
+
+    model = under_a_strategy()
+    private.run_steps_with(model, choose)
+    model.fit(np.ones((6, 4)), np.ones((6, 1)), batch_size=2, verbose=0)
+    assert len(functions) == 1
+    assert model.optimizer.iterations == 3
+    batch = (tf.ones((2, 4)), tf.ones((2, 1)))
+    assert set(functions[0]([batch])) == {"loss"}
+    assert model.optimizer.iterations == 4

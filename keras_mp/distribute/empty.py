@@ -75,7 +75,21 @@ def _step_on_maybe_empty(model, step, data, empty):
     finally:
         del _running.empty
     ops.cond(empty, lambda: _assign_all(variables, values), _nothing)
-    return logs
+    return keras.tree.map_structure(functools.partial(_loggable, empty), logs)
+
+
+def _loggable(empty, value):
+    """Return ``value``, or 0 if it is the NaN of a share of no rows.
+
+    Keras logs the mean of the replicas, and its metrics are 0 before their first row.
+    """
+    import tensorflow as tf
+
+    value = tf.convert_to_tensor(value)
+    if not value.dtype.is_floating:
+        return value
+    ruined = tf.logical_and(empty, tf.logical_not(tf.math.is_finite(value)))
+    return tf.where(ruined, tf.zeros_like(value), value)
 
 
 def _is_own(variable):
