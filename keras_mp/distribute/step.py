@@ -77,8 +77,9 @@ def run_step(step, gradients, state):
 
     Raises:
         ValueError: Called outside a replica's context; for an optimizer that was
-            created outside the strategy's scope; or with a window under a strategy
-            whose replicas share one copy of each variable.
+            created outside the strategy's scope; with a window under a strategy
+            whose replicas share one copy of each variable; or in a loop compiled with
+            XLA for several devices.
     """
     if not has_strategy():
         return _run(_here, step, gradients)
@@ -92,6 +93,7 @@ def run_step(step, gradients, state):
     _check_variables(step, state.value)
     if tf.__internal__.distribute.strategy_supports_no_merge_call():
         return _run(_here, step, gradients)
+    _check_compiler()
 
     def merged(strategy, gradients):
         def each(function, *arguments):
@@ -120,6 +122,21 @@ def _check_variables(step, state):
             f"{type(strategy).__name__}, whose replicas share one copy of each "
             "variable: each needs a sum of its own. Use MirroredStrategy, or leave "
             "gradient_accumulation_steps out."
+        )
+
+
+def _check_compiler():
+    """Refuse a loop that TensorFlow would fail to compile later, without a remedy."""
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util  # nothing public tells
+
+    graph = tf.compat.v1.get_default_graph()
+    if replicas() > 1 and control_flow_util.GraphOrParentsInXlaContext(graph):
+        raise ValueError(
+            "LossScaleOptimizer.apply() was called in a tf.function with "
+            f"jit_compile=True, on {replicas()} replicas. XLA compiles for one device, "
+            "and a step meets all of them. Leave jit_compile out of the tf.function "
+            "around or inside `strategy.run(...)`, or train on one device."
         )
 
 
