@@ -13,6 +13,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from support.processes import mirrored, split_cpu
 
 CLIPPINGS = ["none", "clipnorm", "global_clipnorm", "clipvalue"]
 # Muon of Keras 3.12 fails under a strategy without loss scaling too: its update asks
@@ -191,22 +192,6 @@ def test_apply_outside_a_replica_says_where_it_belongs():
 # What runs in the processes.
 
 
-def _split_cpu(parts):
-    import tensorflow as tf
-
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * parts
-    )
-
-
-def _strategy(replicas):
-    import tensorflow as tf
-
-    _split_cpu(replicas)
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
-
-
 def _model(keras, keras_mp, optimizer, policy, normalize):
     keras.utils.set_random_seed(0)
     layers = [keras.Input((4,)), keras.layers.Dense(8, activation="relu")]
@@ -237,7 +222,7 @@ def _spread(strategy, *parts):
 
 def case_optimizers(replicas):
     """Train two variables with every optimizer and every way of clipping."""
-    strategy = _strategy(replicas)
+    strategy = mirrored(replicas)
     return {
         f"{name} {clipping}": _train_with(strategy, replicas, name, clipping)
         for name in optimizer_names()
@@ -287,7 +272,7 @@ def _inner(name, clip):
 
 def case_steps(replicas):
     """Run eager steps with given gradients: pairs of what two replicas have."""
-    strategy = _strategy(replicas)
+    strategy = mirrored(replicas)
     step = functools.partial(_step, strategy)
     a, b = np.random.default_rng(0).normal(size=(2, 15)).astype("float32")
     ones = np.ones(15, "float32")
@@ -469,7 +454,7 @@ def case_poison(replicas):
 
     import keras_mp
 
-    strategy = _strategy(replicas)
+    strategy = mirrored(replicas)
     with strategy.scope():
         model = _model(keras, keras_mp, "adam", "mixed_float16", normalize=True)
     x, y = _data()
@@ -523,7 +508,7 @@ def _keras_model(replicas, **clip):
     """Return a model under Keras's own class."""
     import keras
 
-    with _strategy(replicas).scope():
+    with mirrored(replicas).scope():
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
         inner = keras.optimizers.SGD(0.1, **clip)
@@ -549,7 +534,7 @@ def case_keras_clip(replicas):
 def case_central_storage(replicas):
     import tensorflow as tf
 
-    _split_cpu(replicas)
+    split_cpu(replicas)
     devices = [f"CPU:{i}" for i in range(replicas)]
     strategy = tf.distribute.experimental.CentralStorageStrategy(devices, devices[0])
     parts = np.ones(15, "float32"), np.full(15, 2.0, "float32")
@@ -565,7 +550,7 @@ def case_cross_replica(replicas):
 
     import keras_mp
 
-    with _strategy(replicas).scope():
+    with mirrored(replicas).scope():
         weight = keras.Variable([1.0])
         optimizer = keras_mp.LossScaleOptimizer("sgd")
         try:
