@@ -64,7 +64,8 @@ NOTES = {
     "uneven_batches": "`fit` takes the mean over each replica's rows and then over the "
     "replicas, so rows of a smaller share weigh more, with keras_mp as with Keras; so "
     "do they in the run on one device that results are held to.",
-    "jit": "With several replicas keras_mp warns and goes on without XLA.",
+    "jit": "XLA compiles for one device. With several replicas keras_mp warns and goes "
+    "on without it; a loop's own `tf.function` it can only refuse to be part of.",
     "all_reduce_float16": "On one replica there is nothing to sum, and the option "
     "changes nothing.",
 }
@@ -100,8 +101,6 @@ def not_applicable(way, feature):
         return "Keras calls `apply_gradients` itself"
     if feature == "jit" and way in EAGER:
         return "nothing is compiled"
-    if feature == "jit" and way in LOOPS:
-        return "the loop's own `tf.function` decides what is compiled"
     return None
 
 
