@@ -82,6 +82,7 @@ def test_missing_and_foreign_files(capsys, tmp_path, model_file):
         (["--loss", "mse"], "--loss mse"),
         (["--optimizer", "sgd"], "--optimizer sgd"),
         (["--output", __file__], "--output"),
+        (["--replicas", "2", "--workers", "3"], "--replicas 2 --workers 3"),
     ],
 )
 def test_options_that_do_not_go_together(capsys, tmp_path, options, expected):
@@ -93,6 +94,7 @@ def test_options_that_do_not_go_together(capsys, tmp_path, options, expected):
     [
         ["--epochs", "0"],
         ["--replicas", "two"],
+        ["--workers", "0"],
         ["--policy", "float64"],
         ["--learning-rate", "-1"],
         ["--learning-rate", "nan"],
@@ -138,4 +140,4 @@ def test_the_module_runs_and_helps():
         timeout=120,
     )
     assert done.returncode == 0
-    assert "--replicas" in done.stdout
+    assert "--replicas" in done.stdout and "--workers" in done.stdout

@@ -156,16 +156,17 @@ def test_text_targets_are_the_next_characters():
     assert np.array_equal(data.x[:, 1:], data.y[:, :-1])
 
 
-def test_batches_divide_by_the_replicas():
+@pytest.mark.parametrize("kind", ["replicas", "workers"])
+def test_batches_divide_by_the_replicas_or_workers(kind):
     data = tasks.Data(np.zeros(9), np.zeros(9), np.zeros(5), np.zeros(5))
-    fitted, size = tasks.fit_batches(data, batch_size=16, replicas=2)
+    fitted, size = tasks.fit_batches(data, tasks.Job(batch_size=16, **{kind: 2}))
     assert size == 8 and len(fitted.x_val) == 4
     assert fitted.notes == [
         "batch size 8 instead of 16",
         "4 of the 5 validation samples used",
     ]
-    with pytest.raises(tasks.UserError, match="fewer replicas"):
-        tasks.fit_batches(data, batch_size=1, replicas=2)
+    with pytest.raises(tasks.UserError, match=f"fewer {kind}"):
+        tasks.fit_batches(data, tasks.Job(batch_size=1, **{kind: 2}))
 
 
 def test_batches_are_shuffled_alike_for_a_seed():
@@ -258,6 +259,27 @@ def test_replicas_on_logical_cpus(files, capfd):
     assert "batch size 8 instead of 9" in output
 
 
+def test_workers_train_as_one_process_does(files, capfd):
+    options = ["--policy", "mixed_float16", "--epochs", "2", "--batch-size", "8"]
+    assert cli.main(["train", *files, *options, "--workers", "2"]) == 0
+    assert not multiprocessing.active_children()
+    output, errors = capfd.readouterr()
+    assert "2 processes on " in output and errors == ""
+    path = pathlib.Path(files[-1], "mine-mixed_float16.json")
+    written = json.loads(path.read_text())
+    assert written["options"]["workers"] == 2
+    assert written["table"][1]["final_scale"] == 2**15
+    float32, mixed = written["runs"].values()
+    job = tasks.Job("custom", epochs=2, batch_size=8, model=files[1], data=files[3])
+    (one,) = runner.compare(job, ["float32"], print)
+    # Sums are in another order; float16 rounds at 2**-11.
+    for run, tolerance in ((float32, 1e-5), (mixed, 0.01)):
+        assert run["steps"]["loss"] == pytest.approx(one.series("losses"), tolerance)
+        validation = run["epochs"]["validation"][-1]["loss"]
+        expected = one.epochs[-1]["validation"]["loss"]
+        assert validation == pytest.approx(expected, tolerance)
+
+
 def test_what_a_child_refuses_is_told_without_a_traceback(tmp_path, files, capfd):
     save_model(tmp_path / "mine.keras", compiled=False)
     assert cli.main(["train", *files]) == 2
@@ -274,7 +296,11 @@ def test_a_child_that_fails_shows_its_last_lines(files, capfd, monkeypatch):
     assert not multiprocessing.active_children()
 
 
-def test_a_killed_child_does_not_hang(files):
+@pytest.mark.parametrize(
+    "workers, name",
+    [("1", "the mixed_bfloat16 run"), ("2", "worker 1 of the float32 run")],
+)
+def test_a_killed_child_does_not_hang(files, workers, name):
     """SIGKILL in the middle, as by the system when memory runs out."""
     script = """
         import multiprocessing, sys
@@ -282,15 +308,36 @@ def test_a_killed_child_does_not_hang(files):
         def show(line):
             print(line)
             if "model:" in line:
-                multiprocessing.active_children()[0].kill()
+                (second,) = (
+                    process for process in multiprocessing.active_children()
+                    if process.name.endswith("-2")
+                )
+                second.kill()
         if __name__ == "__main__":
             cli.show = show
             sys.exit(cli.main(sys.argv[1:]))
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), "train", *files]
+    options = ["--policy", "mixed_bfloat16", "--workers", workers]
+    command = [sys.executable, "-c", textwrap.dedent(script), "train", *files, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 1
-    assert "exit code -9 (killed: probably out of memory)" in done.stderr
+    ended = f"{name} ended with exit code -9 (killed: probably out of memory)"
+    assert ended in done.stderr
+
+
+def test_the_killed_worker_is_named_not_those_that_failed_after_it(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    children = []
+    for name, end in (("peer", (os._exit, (1,))), ("victim", (os.abort, ()))):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=end[0], args=end[1])
+        process.start()
+        process.join(TIMEOUT)
+        theirs.close()
+        (tmp_path / name).write_text("")
+        children.append(runner.Child(name, process, ours, str(tmp_path / name)))
+    with pytest.raises(runner.ChildError, match="victim ended with exit code -6"):
+        runner.Team("float32", children).wait("ready")
 
 
 def group_ends(group, seconds):
@@ -304,7 +351,8 @@ def group_ends(group, seconds):
     return False
 
 
-def test_interrupting_ends_the_children(files):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_interrupting_ends_the_children(files, workers):
     script = """
         import signal, sys
         from keras_mp import cli
@@ -315,14 +363,14 @@ def test_interrupting_ends_the_children(files):
     """
     command = [sys.executable, "-c", textwrap.dedent(script), "train", *files]
     process = subprocess.Popen(
-        [*command, "--epochs", "100000"],
+        [*command, "--epochs", "100000", "--workers", workers],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        any(re.match(" +2 ", line) for line in process.stdout)  # until then
+        any(re.match(" +1 ", line) for line in process.stdout)  # until then
         os.killpg(process.pid, signal.SIGINT)
         errors = process.communicate(timeout=TIMEOUT)[1]
         assert process.returncode == 130

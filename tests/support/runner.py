@@ -19,8 +19,8 @@ from . import cells, processes
 
 PARALLEL = 2  # groups at a time: CI has two cores
 
-# Seconds. A cell takes one or two. On a busy machine TensorFlow's MultiDeviceIterator,
-# which `fit` uses under MirroredStrategy, at times takes 40 to go away.
+# Seconds. A cell takes one or two. On a busy machine the end of `fit` under a
+# MirroredStrategy at times waits for 40, with Keras alone as well.
 START = 180  # imports, and workers that find each other
 CELL = {"ours": 150, "keras": 75, "bare": 150}  # hanging is a known way of Keras's
 PEERS = 8  # for the others, once one worker of a group has failed

@@ -119,7 +119,7 @@ class Trial:
 
     def check(self, model, name="weights", atol=ROUNDING):
         """Check that ``model`` got where the bare optimizer got on one device."""
-        weights = self._agreed(model)
+        weights = self.agreed(model)
         if self.bare:
             self.truth[name] = [weight.tolist() for weight in weights]
             return 0.0
@@ -130,17 +130,7 @@ class Trial:
         )
         return difference
 
-    def check_scale(self, model, expected):
-        """Check that every replica holds the ``expected`` scale."""
-        scales = [float(part) for part in self.parts(model.optimizer.dynamic_scale)]
-        assert set(scales) == {expected}, f"scales are {scales}, not {expected}"
-
-    def parts(self, variable):
-        """Return the values that this process's replicas hold of ``variable``."""
-        parts = self.strategy.experimental_local_results(variable.value)
-        return [part.numpy() for part in parts]
-
-    def _agreed(self, model):
+    def agreed(self, model):
         """Return the weights, which must be the same on all replicas, to the bit.
 
         Other processes' weights are compared by their digest.
@@ -154,6 +144,16 @@ class Trial:
         data = b"".join(weight.tobytes() for weight in weights)
         self.digest = hashlib.sha256(data).hexdigest()
         return weights
+
+    def check_scale(self, model, expected):
+        """Check that every replica holds the ``expected`` scale."""
+        scales = [float(part) for part in self.parts(model.optimizer.dynamic_scale)]
+        assert set(scales) == {expected}, f"scales are {scales}, not {expected}"
+
+    def parts(self, variable):
+        """Return the values that this process's replicas hold of ``variable``."""
+        parts = self.strategy.experimental_local_results(variable.value)
+        return [part.numpy() for part in parts]
 
     # The owner's part.
 
