@@ -75,6 +75,14 @@ def _add_train(commands) -> None:
         help="train on N GPUs, or logical CPUs, with MirroredStrategy (default: 1)",
     )
     parser.add_argument(
+        "--workers",
+        type=_positive(int),
+        default=1,
+        metavar="N",
+        help="train in N processes, on a GPU each or on the CPU, with "
+        "MultiWorkerMirroredStrategy (default: 1)",
+    )
+    parser.add_argument(
         "--output",
         default="keras_mp_runs",
         metavar="DIR",
@@ -156,10 +164,15 @@ def choose_policy(wanted: str) -> tuple[str, str]:
 
 def _job(arguments: argparse.Namespace) -> Job:
     """The job that was asked for, its files checked."""
-    options = {
-        name: getattr(arguments, name)
-        for name in ("epochs", "batch_size", "learning_rate", "seed", "replicas")
-    }
+    names = ("epochs", "batch_size", "learning_rate", "seed", "replicas", "workers")
+    options = {name: getattr(arguments, name) for name in names}
+    if arguments.replicas > 1 and arguments.workers > 1:
+        raise explain(
+            f"--replicas {arguments.replicas} --workers {arguments.workers}",
+            "several replicas in one process, or several processes of one replica",
+            "both",
+            "leave out --replicas or --workers",
+        )
     own = {name: getattr(arguments, name) for name in ("model", "data")}
     compiled = {name: getattr(arguments, name) for name in ("loss", "optimizer")}
     if any(own.values()):

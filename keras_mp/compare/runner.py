@@ -1,12 +1,14 @@
-"""Runs the precisions side by side, each in a process of its own, in lockstep."""
+"""Runs the precisions side by side, in processes of their own, in lockstep."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import socket
 import statistics
 import sys
 import tempfile
@@ -81,86 +83,122 @@ def _or_none(average: Callable, values: list) -> float | None:
 
 def compare(job: Job, policies: list[str], show: Callable[[str], None]) -> list[Run]:
     """Train under each policy in turn, epoch by epoch; show one line per epoch."""
+    addresses = _free_addresses(len(policies) * job.workers)
     with tempfile.TemporaryDirectory(prefix="keras_mp_") as folder:
         with contextlib.ExitStack() as stack:
-            children = [
-                stack.enter_context(_child(job, policy, folder)) for policy in policies
+            teams = [
+                stack.enter_context(
+                    _team(job, policy, addresses[i :: len(policies)], folder)
+                )
+                for i, policy in enumerate(policies)
             ]
-            runs = [Run(child.policy, child.wait("ready")) for child in children]
+            runs = [Run(team.policy, team.wait("ready")) for team in teams]
             for line in _preamble(runs[0].ready):
                 show(line)
             for epoch in range(runs[0].ready["epochs"]):
-                for run, child in zip(runs, children, strict=True):
-                    child.go()
-                    run.epochs.append(child.wait("epoch"))
+                for run, team in zip(runs, teams, strict=True):
+                    team.go()
+                    run.epochs.append(team.wait("epoch"))
                 if epoch == 0:
                     show(_heading(runs))
                 show(_line(runs, epoch))
     return runs
 
 
+def _free_addresses(count: int) -> list[str]:
+    """Different addresses on this machine that nobody listens at just now."""
+    with contextlib.ExitStack() as stack:
+        servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+        names = [stack.enter_context(server).getsockname() for server in servers]
+    return [f"{host}:{port}" for host, port in names]
+
+
 @dataclasses.dataclass
 class Child:
     """A training process, as its parent sees it."""
 
-    policy: str
+    name: str
     process: multiprocessing.Process
     connection: Connection
     log: str
 
+    def end(self) -> None:
+        """Make sure that it is gone, once its connection is closed."""
+        self.process.join(0.5)
+        self.process.kill()  # TensorFlow's server catches SIGTERM
+        self.process.join()
+
+
+@dataclasses.dataclass
+class Team:
+    """The processes of one precision: the workers, of which most runs have one."""
+
+    policy: str
+    children: list[Child]
+
     def go(self) -> None:
         """Start the next epoch."""
-        with contextlib.suppress(BrokenPipeError):  # then wait() says what happened
-            self.connection.send("go")
+        for child in self.children:
+            with contextlib.suppress(BrokenPipeError):  # then wait() says what happened
+                child.connection.send("go")
 
     def wait(self, kind: str) -> dict:
-        """The content of the child's next message, which is to be of this kind."""
-        while not self.connection.poll(0.2):
-            if not self.process.is_alive() and not self.connection.poll():
-                raise self._ended()
-        try:
-            received, content = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            raise self._ended() from None
-        if received == "refused":
-            raise UserError(content)
-        assert received == kind, (received, kind)
-        return content
+        """The content of worker 0's next message, once all sent one, of this kind."""
+        contents = {}
+        waiting = {child.connection: child for child in self.children}
+        while waiting:
+            for connection in multiprocessing.connection.wait(list(waiting)):
+                child = waiting.pop(connection)
+                try:
+                    received, contents[child.name] = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    raise self._ended(child) from None
+                if received == "refused":
+                    raise UserError(contents[child.name])
+                assert received == kind, (received, kind)
+        return contents[self.children[0].name]
 
-    def _ended(self) -> ChildError:
-        self.process.join(10)
-        code = self.process.exitcode
-        with open(self.log, errors="replace") as file:
+    def _ended(self, child: Child) -> ChildError:
+        child.process.join(10)
+        # Peers of one that was killed fail: they are not the ones to tell of.
+        ended = [each for each in self.children if each.process.exitcode is not None]
+        child = min(ended, key=lambda each: each.process.exitcode, default=child)
+        code = child.process.exitcode
+        with open(child.log, errors="replace") as file:
             tail = file.read().strip().splitlines()[-15:]
         hint = " (killed: probably out of memory)" if code == -signal.SIGKILL else ""
         return ChildError(
-            f"the {self.policy} run ended with exit code {code}{hint} before it was "
+            f"{child.name} ended with exit code {code}{hint} before it was "
             "done. The last lines it wrote:\n"
             + "\n".join(f"  | {line}" for line in tail or ["(nothing)"])
         )
 
 
 @contextlib.contextmanager
-def _child(job: Job, policy: str, folder: str) -> Iterator[Child]:
-    """A process that trains under the policy, ended on the way out."""
+def _team(job: Job, policy: str, addresses: list[str], folder: str) -> Iterator[Team]:
+    """Processes that train under the policy, one an address, ended on the way out."""
+    children = []
+    try:
+        for index in range(job.workers):
+            name = f"worker {index} of " * (job.workers > 1) + f"the {policy} run"
+            children.append(_start(name, folder, job, policy, addresses, index))
+        yield Team(policy, children)
+    finally:
+        for child in children:
+            child.connection.close()
+        for child in children:
+            child.end()
+
+
+def _start(name: str, folder: str, *arguments) -> Child:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=worker.main, args=(theirs, job, policy))
-    log = os.path.join(folder, policy)
+    process = context.Process(target=worker.main, args=(theirs, *arguments))
+    log = os.path.join(folder, name)
     with _as_for_child(log):
         process.start()
     theirs.close()
-    try:
-        yield Child(policy, process, ours, log)
-    finally:
-        ours.close()
-        process.join(0.5)
-        if process.is_alive():
-            process.terminate()
-            process.join(5)
-        if process.is_alive():
-            process.kill()
-            process.join()
+    return Child(name, process, ours, log)
 
 
 @contextlib.contextmanager

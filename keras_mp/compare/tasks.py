@@ -28,7 +28,7 @@ def explain(called: str, needs: str, got: str, do: str) -> UserError:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One comparison, as both processes are told about it.
+    """One comparison, as all its processes are told about it.
 
     ``None`` stands for the task's own value.
     """
@@ -39,6 +39,7 @@ class Job:
     learning_rate: float | None = None
     seed: int = 0
     replicas: int = 1
+    workers: int = 1
     model: str | None = None
     data: str | None = None
     loss: str | None = None
@@ -84,25 +85,27 @@ def split(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarra
     return order[:cut], order[cut:]
 
 
-def fit_batches(data: Data, batch_size: int, replicas: int) -> tuple[Data, int]:
-    """Data and batch size such that every batch divides by the replicas.
+def fit_batches(data: Data, job: Job) -> tuple[Data, int]:
+    """Data and batch size such that every batch divides by the replicas or workers.
 
     The training data is left whole (incomplete batches are dropped anyway); the
     validation data loses what does not divide. What changed is in the notes.
     """
-    size = min(batch_size, len(data.x)) // replicas * replicas
-    kept = len(data.x_val) // replicas * replicas
+    kind = "worker" if job.workers > 1 else "replica"
+    parts = max(job.replicas, job.workers)
+    size = min(job.batch_size, len(data.x)) // parts * parts
+    kept = len(data.x_val) // parts * parts
     if not size or not kept:
         raise explain(
-            f"--replicas {replicas} --batch-size {batch_size}",
-            "at least one sample for every replica in each batch",
-            f"batches of {batch_size}, {len(data.x)} training samples and "
+            f"--{kind}s {parts} --batch-size {job.batch_size}",
+            f"at least one sample for every {kind} in each batch",
+            f"batches of {job.batch_size}, {len(data.x)} training samples and "
             f"{len(data.x_val)} validation samples",
-            "give fewer replicas, a larger batch size or more data",
+            f"give fewer {kind}s, a larger batch size or more data",
         )
     notes = list(data.notes)
-    if size != batch_size:
-        notes.append(f"batch size {size} instead of {batch_size}")
+    if size != job.batch_size:
+        notes.append(f"batch size {size} instead of {job.batch_size}")
     if kept != len(data.x_val):
         notes.append(f"{kept} of the {len(data.x_val)} validation samples used")
     return Data(data.x, data.y, data.x_val[:kept], data.y_val[:kept], notes), size

@@ -1,8 +1,9 @@
-"""The child process: trains one precision, one epoch whenever it is told to.
+"""A child process: trains one precision, one epoch whenever it is told to.
 
 Messages to the parent are pairs (kind, content): "ready" once the model is built,
 "refused" with a message if what the user gave cannot be used, "epoch" after each
 epoch. The parent sends one message to start each epoch and closes the pipe to end.
+Several workers of one precision do and send the same, each to its own pipe.
 """
 
 from __future__ import annotations
@@ -23,21 +24,23 @@ from keras_mp.compare import custom, tasks
 TASKS = {"digits": tasks.DIGITS, "text": tasks.TEXT, "custom": custom.CUSTOM}
 
 
-def main(connection, job: tasks.Job, policy: str) -> None:
-    """Serve the parent at the other end of the connection until it closes it."""
-    with contextlib.suppress(EOFError, BrokenPipeError):
+def main(connection, job: tasks.Job, policy: str, *place) -> None:
+    """Serve the parent at the other end of the connection until it closes it.
+
+    The place: the addresses of all workers, and which of them this one is.
+    """
+    with connection, contextlib.suppress(EOFError, BrokenPipeError):
         try:
-            _train(connection, job, policy)
+            _train(connection, job, policy, *claim_devices(job, *place))
         except tasks.UserError as error:
             connection.send(("refused", str(error)))
 
 
-def _train(connection, job: tasks.Job, policy: str) -> None:
-    device, strategy = claim_devices(job.replicas)
+def _train(connection, job: tasks.Job, policy: str, device: str, strategy) -> None:
     keras.utils.set_random_seed(job.seed)
     task = TASKS[job.task]
     job = tasks.with_defaults(job, task)
-    data, batch_size = tasks.fit_batches(task.load(job), job.batch_size, job.replicas)
+    data, batch_size = tasks.fit_batches(task.load(job), job)
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = task.build(job, policy, data)
     steps = task.steps or len(data.x) // batch_size
@@ -64,18 +67,33 @@ def _train(connection, job: tasks.Job, policy: str) -> None:
     )
 
 
-def claim_devices(replicas: int) -> tuple[str, tf.distribute.Strategy | None]:
+def claim_devices(
+    job: tasks.Job, addresses: list[str], index: int
+) -> tuple[str, tf.distribute.Strategy | None]:
     """Take the devices before TensorFlow starts; name them.
 
-    Several replicas run on as many GPUs or, where there are fewer, on logical CPUs.
+    Several replicas run on as many GPUs or, where there are fewer, on logical CPUs;
+    several workers, which are processes, on a GPU each or all on the CPU.
     """
+    replicas, workers = job.replicas, job.workers
     gpus = tf.config.list_physical_devices("GPU")
-    if gpus and len(gpus) < replicas:
-        tf.config.set_visible_devices([], "GPU")
+    if gpus and len(gpus) < max(replicas, workers):
         gpus = []
+    elif workers > 1:
+        gpus = gpus[index : index + 1]
+    tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     kind, name = ("GPU", _gpu_name(gpus[0])) if gpus else ("CPU", hardware.cpu_name())
+    if workers > 1:
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec({"worker": addresses}),
+            task_type="worker",
+            task_id=index,
+            rpc_layer="grpc",
+        )
+        title = f"{workers} processes on {f'{workers} x ' if gpus else ''}{name}"
+        return title, tf.distribute.MultiWorkerMirroredStrategy(resolver)
     if replicas == 1:
         return name, None
     if kind == "CPU":
@@ -106,6 +124,8 @@ def batches(x, y, size: int, seed: int | None = None) -> tf.data.Dataset:
         dataset = dataset.batch(size, drop_remainder=True).repeat()
     options = tf.data.Options()
     options.autotune.enabled = False
+    share = tf.data.experimental.AutoShardPolicy.DATA  # a part of each batch
+    options.experimental_distribute.auto_shard_policy = share
     return dataset.with_options(options)
 
 
