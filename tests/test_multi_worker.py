@@ -125,8 +125,8 @@ def test_killed_worker_and_its_peer_resume_as_if_nothing_had_been(tmp_path):
 def test_what_crosses_the_network():
     """Bytes received on the loopback device, per step and byte of float32 gradients.
 
-    It also carries what the workers say to each other besides gradients, and what
-    other processes of this machine say: 0.02 bytes are 80 kB a step.
+    It also carries what the workers say to each other besides gradients; 0.02 bytes
+    are 80 kB a step.
     """
     traffic, _ = (result["traffic"] for result in run_workers("train"))
     expected = {"float32": 2, "float16": 1, "bfloat16": 1}
@@ -327,14 +327,16 @@ def _bytes_per_byte(strategy, dtype, accumulation_steps):
         optimizer.apply(tape.gradient(loss, [weight.value]), [weight])
 
     step = tf.function(lambda: strategy.run(replica_step))
-    steps = 8
-    for _ in range(accumulation_steps or 1):  # the first ones also set things up
-        step()
-    before = _received()
-    for _ in range(steps):
-        step()
-    weight.numpy()  # waits for the steps
-    return (_received() - before) / steps / 4e6
+    steps = accumulation_steps or 1
+    counts = []
+    for _ in range(6):
+        before = _received()
+        for _ in range(steps):
+            step()
+        weight.numpy()  # waits for the steps
+        counts.append(_received() - before)
+    # The first steps set things up; and other processes may use the device.
+    return min(counts) / steps / 4e6
 
 
 def _received():

@@ -12,6 +12,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from support.processes import mirrored
 
 import keras_mp
 
@@ -186,16 +187,6 @@ def test_keras_lets_a_share_of_no_rows_ruin_all():
 # What runs in the processes.
 
 
-def _strategy(replicas=2):
-    import tensorflow as tf
-
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * replicas
-    )
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
-
-
 def _data(rows):
     x = np.random.default_rng(0).normal(size=(rows, 4)).astype("float32")
     return x, x[:, :1] ** 2
@@ -241,7 +232,7 @@ def _error(function):
 
 def group_uneven():
     x, y = _data(5)
-    strategy = _strategy()
+    strategy = mirrored(2)
 
     def unbuilt():
         with strategy.scope():
@@ -270,7 +261,7 @@ def group_uneven():
 
 
 def group_empty():
-    strategy = _strategy()
+    strategy = mirrored(2)
     x, y = _data(9)
     first, last = slice(8), slice(8, 9)
     with strategy.scope():
@@ -371,7 +362,7 @@ class _Ends(keras.callbacks.Callback):
 
 
 def group_steps():
-    strategy = _strategy()
+    strategy = mirrored(2)
     x, y = _data(33)  # five batches, the last of one row
     x[15] = 1e30  # in the half of the last replica
 
@@ -426,17 +417,17 @@ def _jit(strategy):
 
 
 def group_jit():
-    return _jit(_strategy())
+    return _jit(mirrored(2))
 
 
 def group_jit_alone():
-    return _jit(_strategy(replicas=1))
+    return _jit(mirrored(1))
 
 
 def group_scope():
     import tensorflow as tf
 
-    strategy, other = _strategy(), tf.distribute.OneDeviceStrategy("CPU:0")
+    strategy, other = mirrored(2), tf.distribute.OneDeviceStrategy("CPU:0")
     outside = keras.Sequential(_layers())
     layers = keras.Sequential(_layers()).layers
     optimizers = {
@@ -469,7 +460,7 @@ def group_resume():
     import pathlib
     import tempfile
 
-    strategy = _strategy()
+    strategy = mirrored(2)
     x, y = _data(32)
     rule = keras_mp.scaling.DynamicLossScale(initial_scale=8.0, growth_interval=3)
 
@@ -505,7 +496,7 @@ def group_resume():
 
 
 def group_keras():
-    strategy = _strategy()
+    strategy = mirrored(2)
     x, y = _data(9)
 
     def compiled(normalize=False, built=True, **arguments):

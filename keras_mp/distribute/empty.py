@@ -14,7 +14,7 @@ import threading
 import keras
 from keras import ops
 
-from keras_mp.distribute.step import values_of
+from keras_mp.distribute.step import assign_all, nothing, values_of
 
 # Whether the share of the replica that runs in this thread has no row.
 _running = threading.local()
@@ -74,7 +74,7 @@ def _step_on_maybe_empty(model, step, data, empty):
         logs = step(data)
     finally:
         del _running.empty
-    ops.cond(empty, lambda: _assign_all(variables, values), _nothing)
+    ops.cond(empty, lambda: assign_all(variables, values), nothing)
     return keras.tree.map_structure(functools.partial(_loggable, empty), logs)
 
 
@@ -117,12 +117,3 @@ def _without_nan(empty, gradients):
         next(clean) if isinstance(gradient, tf.Tensor) else gradient
         for gradient in gradients
     ]
-
-
-def _assign_all(variables, values):
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
-
-
-def _nothing():
-    """Be a branch of a cond that returns no value."""

@@ -184,7 +184,7 @@ def restore_unless(clean, variables, values):
         values: Their earlier values as tensors; under a strategy, this replica's.
     """
     if not has_strategy():
-        return _restore(clean, lambda: _assign_all(variables, values))
+        return _restore(clean, lambda: assign_all(variables, values))
     import tensorflow as tf
 
     def merged(strategy, clean, values):
@@ -218,8 +218,8 @@ def _accumulate(each, step, gradients):
         verdict, overflowed = _judge_apart(each, step, gradients)
         ops.cond(
             verdict.finite,
-            lambda: _nothing(each(step.window.collect, gradients)),
-            lambda: _nothing(step.count and step.count(overflowed)),
+            lambda: nothing(each(step.window.collect, gradients)),
+            lambda: nothing(step.count and step.count(overflowed)),
         )
         return _known(verdict)
 
@@ -242,8 +242,8 @@ def _update(each, step, gradients):
 
     ops.cond(
         verdict.finite,
-        lambda: _nothing(step.commit(each, total)),
-        lambda: _nothing(skip()),
+        lambda: nothing(step.commit(each, total)),
+        lambda: nothing(skip()),
     )
     return verdict
 
@@ -363,13 +363,14 @@ def _here(function, *arguments):
 
 
 def _restore(clean, restore):
-    ops.cond(clean, _nothing, lambda: _nothing(restore()))
+    ops.cond(clean, nothing, lambda: nothing(restore()))
 
 
-def _assign_all(variables, values):
+def assign_all(variables, values):
+    """Give each of ``variables`` its value of ``values``."""
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 
 
-def _nothing(_=None):
+def nothing(_=None):
     """Be a branch of a cond that returns no value."""

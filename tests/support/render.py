@@ -93,10 +93,16 @@ def summary(record):
         collections.Counter(each[owner] for each in outcomes) for owner in cells.OWNERS
     )
     refused = f" and refuses {ours['refused']}" if ours["refused"] else ""
+    absent = keras["no such option"]
     return (
-        f"keras_mp passes {ours['passed']} of {len(outcomes)} cells{refused}; Keras "
-        f"{record['versions']['keras']}'s own class passes {keras['passed']}."
+        f"keras_mp passes {_of(ours['passed'], outcomes)}{refused}; Keras "
+        f"{record['versions']['keras']}'s own class passes "
+        f"{_of(keras['passed'], outcomes)}, and has no option for {absent}."
     )
+
+
+def _of(passed, outcomes):
+    return f"{passed} of {len(outcomes)} cells ({passed / len(outcomes):.0%})"
 
 
 def _share(record, strategy, feature):
