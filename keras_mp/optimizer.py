@@ -268,7 +268,6 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """Return a scalar bool tensor: no gradient holds an inf or a NaN."""
         return numerics.all_finite(grads)
 
-    @private.as_written
     def apply(
         self,
         grads: Iterable,

@@ -72,7 +72,7 @@ def compile(
             convert.apply_policy(model, policy)
         policies.resolve_rules(model)
         _report_unmatched_rules(model)
-        optimizer = wrap_optimizer(model, optimizer, scaling=rule)
+        optimizer = _wrapped(model, optimizer, rule)
         # Keras would go by one policy name, and wrap in its own class.
         compile_kwargs["auto_scale_loss"] = False
         model.compile(optimizer=optimizer, loss=loss, **compile_kwargs)
@@ -111,14 +111,18 @@ def wrap_optimizer(
     distribute.check_scope(model, optimizer)
     rule = _checked_rule(scaling)
     with distribute.scope_of(model):
-        optimizer = _checked_optimizer(optimizer, rule)
-        wrapped = isinstance(optimizer, LossScaleOptimizer)
-        if not wrapped and (rule is not None or needs_loss_scaling(model)):
-            optimizer = LossScaleOptimizer(optimizer, rule)
-            wrapped = True
-    if wrapped:
-        protect(model, optimizer)
+        optimizer = _wrapped(model, _checked_optimizer(optimizer, rule), rule)
     distribute.mend(model, optimizer)
+    return optimizer
+
+
+def _wrapped(model, optimizer, rule):
+    """Return ``optimizer`` with loss scaling, and ``model`` protected, if need be."""
+    if not isinstance(optimizer, LossScaleOptimizer):
+        if rule is None and not needs_loss_scaling(model):
+            return optimizer
+        optimizer = LossScaleOptimizer(optimizer, rule)
+    protect(model, optimizer)
     return optimizer
 
 

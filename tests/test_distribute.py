@@ -7,27 +7,22 @@ collective hangs; hence the processes and the time-out.
 import contextlib
 import functools
 import json
-import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
-from support.processes import mirrored, split_cpu
+from support.processes import mirrored, run_alone, split_cpu
 
 CLIPPINGS = ["none", "clipnorm", "global_clipnorm", "clipvalue"]
 # Muon of Keras 3.12 fails under a strategy without loss scaling too: its update asks
 # TensorFlow's variables for a path.
 BROKEN_IN_KERAS = {"Muon"} if keras.__version__.startswith("3.12.") else set()
-TIMEOUT = 240  # seconds; a case takes about 20 on two busy cores, a deadlock for ever
 
 
 def run_case(case, replicas):
-    """Run ``case`` on ``replicas`` logical CPUs and return what it printed as JSON."""
-    command = [sys.executable, "-W", "ignore", __file__, case, str(replicas)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    """Run ``case`` on ``replicas`` logical CPUs and return its results."""
+    return run_alone(__file__, case, str(replicas))
 
 
 def optimizer_names():

@@ -415,8 +415,9 @@ def test_unscaled_gradients_that_were_only_logged_do_not_confuse_the_next_step()
 def test_forgotten_scale_loss_is_reported_once():
     weight = keras.Variable([2.0])
     optimizer = keras_mp.LossScaleOptimizer("sgd")
-    with pytest.warns(UserWarning, match=r"without scale_loss\(\)"):
+    with pytest.warns(UserWarning, match=r"without scale_loss\(\)") as caught:
         optimizer.apply([keras.ops.array([1.0])], [weight])
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.apply([keras.ops.array([1.0])], [weight])

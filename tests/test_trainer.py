@@ -6,26 +6,20 @@ that the day it mends them shows.
 
 import functools
 import json
-import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
-from support.processes import mirrored
+from support.processes import mirrored, run_alone
 
 import keras_mp
-
-TIMEOUT = 240  # seconds; a group takes about 30 on two busy cores, a deadlock for ever
 
 
 @functools.cache
 def run_group(group):
-    """Run ``group`` in a new process and return what it printed as JSON."""
-    command = [sys.executable, "-W", "ignore", __file__, group]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    """Run ``group`` in a process of its own and return its results."""
+    return run_alone(__file__, group)
 
 
 def assert_close(left, right):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
-from keras_mp import numerics
+from keras_mp import numerics, private
 from keras_mp.scaling import Verdict
 
 
@@ -67,6 +67,7 @@ def replicas():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+@private.as_written
 def run_step(step, gradients, state):
     """Run ``step`` with this replica's ``gradients``, not yet aggregated.
 
@@ -216,10 +217,11 @@ def _accumulate(each, step, gradients):
 
     def collect():
         verdict, overflowed = _judge_apart(each, step, gradients)
-        ops.cond(
-            verdict.finite,
-            lambda: nothing(each(step.window.collect, gradients)),
-            lambda: nothing(step.count and step.count(overflowed)),
+        _branch(
+            step,
+            verdict,
+            good=lambda: each(step.window.collect, gradients),
+            overflowed=lambda: overflowed,
         )
         return _known(verdict)
 
@@ -228,24 +230,34 @@ def _accumulate(each, step, gradients):
 
 def _update(each, step, gradients):
     """Aggregate, judge, and commit if all is finite. Return the verdict."""
-    if step.aggregate:
-        total = each(lambda gradients: _all_reduce(step, gradients), gradients)
-        verdict = step.judge(_one(total))
-    else:
-        total = gradients
-        verdict, _ = _judge_apart(each, step, gradients)
-
-    def skip():
-        if step.count:
-            _, overflowed = _judge_apart(each, step, gradients)
-            step.count(overflowed)
-
-    ops.cond(
-        verdict.finite,
-        lambda: nothing(step.commit(each, total)),
-        lambda: nothing(skip()),
+    if not step.aggregate:
+        verdict, overflowed = _judge_apart(each, step, gradients)
+        _branch(
+            step,
+            verdict,
+            good=lambda: step.commit(each, gradients),
+            overflowed=lambda: overflowed,
+        )
+        return verdict
+    total = each(lambda gradients: _all_reduce(step, gradients), gradients)
+    verdict = step.judge(_one(total))
+    _branch(
+        step,
+        verdict,
+        good=lambda: step.commit(each, total),
+        overflowed=lambda: _judge_apart(each, step, gradients)[1],
     )
     return verdict
+
+
+def _branch(step, verdict, good, overflowed):
+    """Do ``good()`` if all is finite; else count the replicas in ``overflowed()``."""
+
+    def bad():
+        if step.count:
+            step.count(overflowed())
+
+    ops.cond(verdict.finite, lambda: nothing(good()), bad)
 
 
 def _judge_apart(each, step, gradients):

@@ -20,6 +20,19 @@ def launch(module, environment, **streams):
     return subprocess.Popen(command, env=os.environ | environment, text=True, **streams)
 
 
+def run_alone(file, *arguments):
+    """Run ``file`` in a process and return what it printed last, as JSON.
+
+    Raises:
+        subprocess.TimeoutExpired: It took far longer than the half minute it should
+            on two busy cores; a deadlock would take for ever.
+    """
+    command = [sys.executable, "-W", "ignore", file, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def environments(strategy):
     """Return the environment of each process that ``strategy`` needs."""
     processes = STRATEGIES[strategy].processes
