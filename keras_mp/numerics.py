@@ -5,6 +5,9 @@ gradient: rows of a large variable, such as TensorFlow's ``IndexedSlices``, know
 by its ``values`` and ``indices``. Sparse gradients stay sparse.
 """
 
+import functools
+import math
+
 import keras
 from keras import ops
 
@@ -34,25 +37,59 @@ def overwrites(variable):
 def all_finite(gradients):
     """Return a scalar bool tensor: no gradient holds an inf or a NaN.
 
+    Reads every number once: times 0 it is 0, or NaN if it is not finite, and NaN
+    outlives every sum. Sums without the 0 would overflow.
+
     Args:
         gradients: List of float tensors of any shape, sparse gradients and None.
 
     Does not synchronise with the device.
     """
-    finite = [ops.all(ops.isfinite(part)) for part in dense_parts(gradients)]
-    return ops.all(ops.stack(finite)) if finite else ops.convert_to_tensor(True)
+    sums = [_zero_or_nan(part) for part in _joined(dense_parts(gradients))]
+    return ops.isfinite(functools.reduce(ops.add, sums, ops.convert_to_tensor(0.0)))
+
+
+#: Tensors of at most so many numbers are joined if they have one shape.
+_SMALL = 2**16
+
+
+def _joined(parts):
+    """Return ``parts`` with the small ones of one shape and dtype stacked."""
+    groups = {}
+    for place, part in enumerate(parts):
+        small = None not in part.shape and math.prod(part.shape) <= _SMALL
+        key = (tuple(part.shape), part.dtype) if small else place
+        groups.setdefault(key, []).append(part)
+    return [
+        ops.stack(group) if len(group) > 1 else group[0] for group in groups.values()
+    ]
+
+
+def _zero_or_nan(part):
+    """Return 0 as a scalar float32 tensor; NaN if a number in ``part`` is not finite.
+
+    A product of matrices is one pass on every device, and on CPUs much the fastest.
+    """
+    columns = part.shape[-1] if len(part.shape) else 1
+    if not columns:
+        return ops.convert_to_tensor(0.0)
+    rows = ops.reshape(part, (-1, columns))
+    zeros = ops.zeros((columns, 1), part.dtype)
+    return ops.cast(ops.sum(ops.matmul(rows, zeros)), "float32")
 
 
 def largest(gradients):
     """Return the largest absolute value in ``gradients`` as a float32 scalar tensor.
 
-    0 where there is no gradient; meaningless where one holds a NaN.
+    0 where there is no gradient; inf or NaN, where one holds either.
     """
-    sizes = [
-        ops.max(ops.abs(ops.cast(part, "float32")), initial=0.0)
-        for part in dense_parts(gradients)
-    ]
-    return ops.max(ops.stack(sizes)) if sizes else ops.convert_to_tensor(0.0)
+    sizes = [_largest(part) for part in dense_parts(gradients)]
+    return functools.reduce(ops.maximum, sizes, ops.convert_to_tensor(0.0))
+
+
+def _largest(part):
+    highest, lowest = ops.max(part, initial=0.0), ops.min(part, initial=0.0)
+    return ops.cast(ops.maximum(highest, ops.negative(lowest)), "float32")
 
 
 def map_values(function, gradient):
@@ -63,6 +100,15 @@ def map_values(function, gradient):
     return type(gradient)(values, gradient.indices, gradient.dense_shape)
 
 
+def inverse(scale):
+    """Return 1 over ``scale``, a scalar tensor or variable, as a float32 tensor.
+
+    A product is several times as fast as a division, and as exact for a scale that is
+    a power of two.
+    """
+    return ops.divide(1.0, ops.cast(scale, "float32"))
+
+
 def unscale(gradient, scale):
     """Return ``gradient`` divided by ``scale``, in the gradient's dtype.
 
@@ -70,16 +116,14 @@ def unscale(gradient, scale):
         gradient: Float tensor, sparse gradient or None.
         scale: Scalar float32 tensor or variable; None for 1.
     """
-    if gradient is None or scale is None:
-        return gradient
-    # Not in float16, where a scale of 2**16 is inf.
-    return map_values(lambda v: ops.cast(ops.divide(v, scale), v.dtype), gradient)
+    return gradient if scale is None else rescale(gradient, inverse(scale))
 
 
 def rescale(gradient, scale):
     """Return ``gradient`` times ``scale``, in the gradient's dtype; None stays None."""
     if gradient is None:
         return None
+    # Not in float16, where a scale of 2**16 is inf.
     return map_values(lambda v: ops.cast(ops.multiply(v, scale), v.dtype), gradient)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import numbers
 import threading
 import warnings
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mp import accumulation, distribute, numerics, private, scaling
+from keras_mp import accumulation, distribute, fused, numerics, private, scaling
 from keras_mp.scaling import LossScale
 
 # What the wrapper must not answer for itself: these settings and this state are the
@@ -309,21 +310,31 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             unscaled = False
         window = self._window(variables, unscaled)
 
-        def update(grads):
-            if not unscaled:
-                grads = self._unscaled(grads, variables)
-            with window.closing() if window else contextlib.nullcontext():
-                self.inner_optimizer.apply(grads, trainable_variables)
+        scale = None if unscaled else self.dynamic_scale
+        inner = self.inner_optimizer
 
-        def commit(each, grads):
-            with private.update_only(self.inner_optimizer):
-                each(update, grads)
+        def update(grads, divided, finite):
+            if not divided:
+                grads = self._unscaled(grads, variables, scale)
+            with window.closing() if window else contextlib.nullcontext():
+                inner.apply(grads, trainable_variables)
+            if finite is not None:
+                counter = private.step_counter(inner)
+                counter.assign_sub(ops.cast(ops.logical_not(finite), counter.dtype))
+
+        def commit(each, grads, finite=None):
+            with (
+                private.update_only(inner),
+                fused.updates(inner, scale, finite) as divides,
+            ):
+                each(functools.partial(update, divided=divides, finite=finite), grads)
 
         step = distribute.Step(
             judge=lambda grads: self._judge(grads, unscaled),
             commit=commit,
             advance=self._advance,
             count=self._count_overflows if distribute.replicas() > 1 else None,
+            masks=window is None and fused.masks(inner, variables),
             window=window,
             aggregate=aggregate_gradients,
             wire_dtype=self._all_reduce_dtype,
@@ -363,7 +374,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         mapping = list(zip(self.variables, optimizer_variables, strict=True))
         with keras.StatelessScope(state_mapping=mapping) as scope:
             verdict = self._judge(grads, unscaled=False)
-            grads = self._unscaled(grads, self._trainable_variables)
+            grads = self._unscaled(grads, self._trainable_variables, self.dynamic_scale)
             self._advance(verdict)
         own = [scope.get_current_value(variable) for variable in self._variables]
         inner = list(optimizer_variables[len(own) :])
@@ -394,22 +405,23 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             )
         return unscaled
 
-    def _unscaled(self, grads, variables):
+    def _unscaled(self, grads, variables, scale):
         return [
             # A float8 layer's "gradients" are its new scaling factors.
             gradient
             if numerics.overwrites(variable)
-            else numerics.unscale(gradient, self.dynamic_scale)
+            else numerics.unscale(gradient, scale)
             for gradient, variable in zip(grads, variables, strict=True)
         ]
 
     def _judge(self, grads, unscaled):
-        largest = None
-        if self._scaling.needs_largest:
-            largest = numerics.largest(grads)
-            if not unscaled:
-                largest = ops.divide(largest, self.dynamic_scale)
-        return scaling.Verdict(numerics.all_finite(grads), largest)
+        if not self._scaling.needs_largest:
+            return scaling.Verdict(numerics.all_finite(grads))
+        largest = numerics.largest(grads)
+        finite = ops.isfinite(largest)
+        if not unscaled:
+            largest = ops.divide(largest, self.dynamic_scale)
+        return scaling.Verdict(finite, largest)
 
     def _advance(self, verdict):
         """Let the rule set the next scale, and count the step."""

@@ -215,6 +215,79 @@ def accumulators(optimizer, variables):
 
 
 @contextlib.contextmanager
+def replaced(owner, **attributes):
+    """Give the object ``owner`` attributes of its own; take them away afterwards."""
+    for name, value in attributes.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            delattr(owner, name)
+
+
+def updating_parts(optimizer):
+    """Return the optimizers that update variables in the name of ``optimizer``.
+
+    Itself, or the parts of a `keras.optimizers.MultiOptimizer`, whose list of them is
+    not documented.
+    """
+    return list(getattr(optimizer, "optimizers", ())) or [optimizer]
+
+
+def updates_as(optimizer, cls):
+    """Return whether ``optimizer`` updates a variable with the very code of ``cls``."""
+    names = ("update_step", "assign", "assign_add", "assign_sub")
+    return not any(name in vars(optimizer) for name in names) and all(
+        getattr(type(optimizer), name) is getattr(cls, name) for name in names
+    )
+
+
+@contextlib.contextmanager
+def updating_by(optimizer, update, update_one):
+    """Have ``optimizer.apply`` change variables by ``update`` and ``update_one``.
+
+    Keras's public ``update_step`` changes one variable at a time, and under a strategy
+    in a context of its own; ``_backend_update_step`` gets all of them, in the replica.
+
+    Args:
+        optimizer: A Keras optimizer without parts.
+        update: ``update(keras_update, gradients, variables, learning_rate)`` with the
+            backend's variables; ``keras_update`` takes the last three and does what
+            Keras would.
+        update_one: ``update_one(update_step, gradient, variable, learning_rate)``, used
+            by ``keras_update``.
+    """
+    keras_update, update_step = optimizer._backend_update_step, optimizer.update_step
+
+    def update_all(gradients, variables, learning_rate):
+        variables = [getattr(variable, "value", variable) for variable in variables]
+        update(keras_update, gradients, variables, learning_rate)
+
+    with replaced(
+        optimizer,
+        _backend_update_step=update_all,
+        update_step=functools.partial(update_one, update_step),
+    ):
+        yield
+
+
+def slots(optimizer, variable, names):
+    """Return the optimizer's variables that belong to ``variable``.
+
+    Args:
+        optimizer: A built Keras optimizer.
+        variable: A variable, Keras's or the backend's.
+        names: Names of the attributes that list such variables, one an item.
+
+    Returns:
+        A list of the backend's variables. Keras names none of them in public.
+    """
+    index = optimizer._get_variable_index(variable)
+    return [getattr(optimizer, name)[index].value for name in names]
+
+
+@contextlib.contextmanager
 def update_only(optimizer):
     """Have ``optimizer.apply`` take gradients as final: all summed, all accumulated.
 
@@ -236,18 +309,18 @@ def update_only(optimizer):
                 f"it on '{optimizer.name}' itself before it is built, for all parts."
             )
     optimizer.gradient_accumulation_steps = None
-    for part in parts:
-        part._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
-        part._overwrite_model_variables_with_average_value = functools.partial(
-            _overwrite_by_averages, part
-        )
-    try:
-        yield
-    finally:
-        optimizer.gradient_accumulation_steps = steps
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, optimizer, "gradient_accumulation_steps", steps)
         for part in parts:
-            del part._all_reduce_sum_gradients
-            del part._overwrite_model_variables_with_average_value
+            final = replaced(
+                part,
+                _all_reduce_sum_gradients=lambda grads_and_vars: grads_and_vars,
+                _overwrite_model_variables_with_average_value=functools.partial(
+                    _overwrite_by_averages, part
+                ),
+            )
+            stack.enter_context(final)
+        yield
 
 
 def _overwrite_by_averages(optimizer, variables):
@@ -267,6 +340,40 @@ def as_written(function):
     import tensorflow as tf
 
     return tf.autograph.experimental.do_not_convert(function)
+
+
+def in_xla():
+    """Return whether this code is being traced for XLA; nothing public tells."""
+    if keras.backend.backend() != "tensorflow":
+        return keras.backend.backend() == "jax"
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+
+    graph = tf.compat.v1.get_default_graph()
+    return control_flow_util.GraphOrParentsInXlaContext(graph)
+
+
+def stacked(variables):
+    """Return this replica's values of ``variables``, which have one shape, stacked."""
+    import tensorflow as tf
+
+    return tf.stack(
+        [
+            tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+            for variable in variables
+        ]
+    )
+
+
+def add_to(variables, changes):
+    """Add the items of ``changes``, a stacked tensor, to TensorFlow ``variables``.
+
+    Under a strategy to this replica's only, whatever their aggregation.
+    """
+    import tensorflow as tf
+
+    for variable, change in zip(variables, tf.unstack(changes), strict=True):
+        tf.raw_ops.AssignAddVariableOp(resource=variable.handle, value=change)
 
 
 def raise_if(condition, message):

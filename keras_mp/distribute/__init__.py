@@ -8,6 +8,7 @@ from keras_mp.distribute.step import (
     restore_unless,
     run_once,
     run_step,
+    share_variables,
     values_of,
 )
 from keras_mp.distribute.trainer import mend
@@ -22,5 +23,6 @@ __all__ = [
     "run_once",
     "run_step",
     "scope_of",
+    "share_variables",
     "values_of",
 ]

@@ -29,6 +29,8 @@ class Step:
         judge: ``judge(gradients) -> Verdict``.
         commit: ``commit(each, gradients)``; called once if the verdict is good, with
             aggregated gradients and a way to reach each replica.
+        masks: Whether ``commit(each, gradients, finite)`` may be called in any case,
+            and does nothing if the scalar ``finite`` is false.
         advance: ``advance(verdict)``; called once for all replicas, in any case.
         overwrites: For each gradient, whether it is a value that overwrites its
             variable (float8's scaling factors): the largest counts, not the sum.
@@ -44,6 +46,7 @@ class Step:
     advance: Callable
     overwrites: list
     count: Callable | None = None
+    masks: bool = False
     window: object = None
     aggregate: bool = True
     wire_dtype: str | None = None
@@ -116,8 +119,7 @@ def _check_variables(step, state):
             "variables of their own. Create the optimizer, and the model, inside "
             "`with strategy.scope():`."
         )
-    copies = len(strategy.experimental_local_results(state))
-    if step.window is not None and copies < len(strategy.extended.worker_devices):
+    if step.window is not None and share_variables(state):
         raise ValueError(
             "LossScaleOptimizer cannot accumulate gradients under a "
             f"{type(strategy).__name__}, whose replicas share one copy of each "
@@ -126,13 +128,20 @@ def _check_variables(step, state):
         )
 
 
+def share_variables(variable):
+    """Return whether all replicas use one copy of a variable created in this scope."""
+    if not has_strategy():
+        return False
+    import tensorflow as tf
+
+    strategy = tf.distribute.get_strategy()
+    copies = len(strategy.experimental_local_results(variable))
+    return copies < len(strategy.extended.worker_devices)
+
+
 def _check_compiler():
     """Refuse a loop that TensorFlow would fail to compile later, without a remedy."""
-    import tensorflow as tf
-    from tensorflow.python.ops import control_flow_util  # nothing public tells
-
-    graph = tf.compat.v1.get_default_graph()
-    if replicas() > 1 and control_flow_util.GraphOrParentsInXlaContext(graph):
+    if replicas() > 1 and private.in_xla():
         raise ValueError(
             "LossScaleOptimizer.apply() was called in a tf.function with "
             f"jit_compile=True, on {replicas()} replicas. XLA compiles for one device, "
@@ -235,7 +244,7 @@ def _update(each, step, gradients):
         _branch(
             step,
             verdict,
-            good=lambda: step.commit(each, gradients),
+            good=lambda *finite: step.commit(each, gradients, *finite),
             overflowed=lambda: overflowed,
         )
         return verdict
@@ -244,7 +253,7 @@ def _update(each, step, gradients):
     _branch(
         step,
         verdict,
-        good=lambda: step.commit(each, total),
+        good=lambda *finite: step.commit(each, total, *finite),
         overflowed=lambda: _judge_apart(each, step, gradients)[1],
     )
     return verdict
@@ -257,7 +266,12 @@ def _branch(step, verdict, good, overflowed):
         if step.count:
             step.count(overflowed())
 
-    ops.cond(verdict.finite, lambda: nothing(good()), bad)
+    if not step.masks:
+        ops.cond(verdict.finite, lambda: nothing(good()), bad)
+        return
+    good(verdict.finite)
+    if step.count:
+        ops.cond(verdict.finite, nothing, bad)
 
 
 def _judge_apart(each, step, gradients):

@@ -1,0 +1,61 @@
+"""Paired timing: all candidates take turns in one process, so that noise hits all.
+
+A machine's speed drifts. Two candidates that are timed one after the other differ by
+the drift; the ratio of their times within a round does not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+
+WARM_UP = 3  # calls that are not timed: tracing, compiling, filling caches
+LEAST = 0.05  # seconds that one measurement should take at the least
+
+
+def paired_rounds(
+    candidates: dict[str, Callable[[], None]], rounds: int
+) -> dict[str, list[float]]:
+    """Time each candidate once a round, each round in another order.
+
+    Args:
+        candidates: Functions by name; each does one step and waits for its end.
+        rounds: Number of rounds.
+
+    Returns:
+        For each name, seconds per call in each round.
+    """
+    calls = max(_calls_needed(run) for run in candidates.values())
+    seconds = {name: [] for name in candidates}
+    orders = itertools.cycle(_rotations(list(candidates)))
+    for order in itertools.islice(orders, rounds):
+        for name in order:
+            seconds[name].append(_time(candidates[name], calls))
+    return seconds
+
+
+def median_ratio(numerator: list[float], denominator: list[float]) -> float:
+    """The median over the rounds of the ratio within a round."""
+    pairs = zip(numerator, denominator, strict=True)
+    return statistics.median(above / below for above, below in pairs)
+
+
+def _rotations(names):
+    """Every candidate in every place, and after every other one."""
+    turned = [names[i:] + names[:i] for i in range(len(names))]
+    return [order for names in turned for order in (names, names[::-1])]
+
+
+def _calls_needed(run):
+    for _ in range(WARM_UP):
+        run()
+    return max(1, round(LEAST / _time(run, 1)))
+
+
+def _time(run, calls):
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls

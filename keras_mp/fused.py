@@ -1,0 +1,282 @@
+"""Updates that walk through memory once, for SGD, Adam and what derives from them.
+
+Keras writes an update as a row of operations. Outside XLA each of them reads and writes
+as much memory as the variable holds, and a model of many small variables spends its
+time starting them. Here, by the same formulas, so that results differ by rounding only:
+
+- TensorFlow's training kernels do a whole update in place, one operation a variable.
+- Small variables of one shape are stacked where starting such a kernel would take
+  longer than its work, and what is to be added to them is compiled with XLA.
+- Sparse gradients have Keras's own update, compiled with XLA by itself. TensorFlow's
+  scatter kernels put a variable into a mode in which every later read copies all of it,
+  which is most of a step with a large embedding; XLA writes rows in place.
+
+Inside XLA nothing is replaced: it makes one pass of Keras's operations by itself.
+"""
+
+import collections
+import contextlib
+import functools
+import math
+
+import keras
+from keras import ops
+
+from keras_mp import distribute, numerics, private
+
+#: Optimizers whose updates are known here, and with them what inherits theirs (AdamW).
+SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
+
+
+def masks(optimizer, variables):
+    """Return whether `updates` can leave everything as it is if a step is bad.
+
+    That is so in XLA with plain SGD, for which a gradient of zero changes nothing. A
+    branch would cost more there than the update of a few rows of a large variable.
+    """
+    does_more = optimizer.momentum if private.updates_as(optimizer, SGD) else True
+    does_more = does_more or optimizer.weight_decay or optimizer.use_ema
+    return private.in_xla() and not does_more and all(map(_is_plain, variables))
+
+
+def _is_plain(variable):
+    constrained = getattr(variable, "constraint", None) is not None
+    return not constrained and not numerics.overwrites(variable)
+
+
+@contextlib.contextmanager
+def updates(optimizer, scale, finite=None):
+    """Have ``optimizer.apply`` update in one pass where that is possible.
+
+    Args:
+        optimizer: A built Keras optimizer; a `keras.optimizers.MultiOptimizer` too.
+        scale: Scalar float32 variable that the gradients are scaled by; None for 1.
+        finite: None; or, for an optimizer that `masks`, a scalar bool tensor: where it
+            is false, the updates change no variable.
+
+    Returns:
+        A context whose target says whether the updates divide by ``scale`` as they
+        read. If not, the gradients must be divided before.
+    """
+    parts = private.updating_parts(optimizer)
+    formulas = {part: _formula_of(part) for part in parts}
+    divides = all(formulas.values()) and not any(map(_clips, [optimizer, *parts]))
+    with contextlib.ExitStack() as stack:
+        for part, formula in formulas.items():
+            if formula:
+                formula = functools.partial(formula, part)
+                update = functools.partial(_update, formula, scale if divides else None)
+            elif finite is not None:
+                update = functools.partial(_update_masked, finite)
+            else:
+                continue
+            stack.enter_context(private.updating_by(part, update, _update_rows))
+        yield divides
+
+
+def _formula_of(optimizer):
+    """Return the class below that knows the update of ``optimizer``, or None."""
+    if keras.backend.backend() != "tensorflow" or private.in_xla():
+        return None
+    if distribute.share_variables(private.step_counter(optimizer).value):
+        return None  # what each replica does would be done several times
+    known = {SGD: _Sgd, ADAM: _Adam}
+    for cls, formula in known.items():
+        if private.updates_as(optimizer, cls):
+            return formula
+    return None
+
+
+def _clips(optimizer):
+    limits = (optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue)
+    return any(limit is not None for limit in limits)
+
+
+def _update_masked(finite, keras_update, gradients, variables, learning_rate):
+    """Update by gradients that are zero if ``finite`` is false."""
+
+    def masked(values):
+        return ops.where(finite, values, ops.zeros((), values.dtype))
+
+    gradients = [numerics.map_values(masked, gradient) for gradient in gradients]
+    keras_update(gradients, variables, learning_rate)
+
+
+def _update(formula, scale, keras_update, gradients, variables, learning_rate):
+    """Update ``variables`` by ``formula``. Called in each replica."""
+    ours, others = ([], []), ([], [])
+    for gradient, variable in zip(gradients, variables, strict=True):
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        mine = dtype == "float32" and not numerics.is_sparse(gradient)
+        group = ours if mine else others
+        group[0].append(gradient if mine else numerics.unscale(gradient, scale))
+        group[1].append(variable)
+    if others[0]:
+        keras_update(*others, learning_rate)
+    if ours[0]:
+        inverse = (
+            ops.convert_to_tensor(1.0) if scale is None else numerics.inverse(scale)
+        )
+        formula(ops.cast(learning_rate, "float32"), inverse)(*ours)
+
+
+def _update_rows(update_step, gradient, variable, learning_rate):
+    """Call Keras's ``update_step``, compiled by itself if ``gradient`` is sparse."""
+    import tensorflow as tf
+
+    # In eager execution it would be compiled anew in every step.
+    apart = not (tf.executing_eagerly() or private.in_xla())
+    if not (apart and numerics.is_sparse(gradient)):
+        return update_step(gradient, variable, learning_rate)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def update(values, indices, learning_rate):
+        rows = tf.IndexedSlices(values, indices, variable.shape)
+        update_step(rows, variable, learning_rate)
+
+    rate = tf.convert_to_tensor(learning_rate)
+    update(*_padded(gradient.values, gradient.indices), rate)
+
+
+def _padded(values, indices):
+    """Return rows of a sparse gradient, up to a power of two with rows of zeros.
+
+    XLA compiles for each number of rows, which may be another one in every batch.
+    """
+    import tensorflow as tf
+
+    if values.shape[0] is not None:
+        return values, indices
+    rows = tf.shape(indices)[0]
+    doublings = tf.math.log(tf.cast(tf.maximum(rows, 1), "float64")) / math.log(2.0)
+    size = tf.cast(2.0 ** tf.math.ceil(doublings), rows.dtype)
+    missing = tf.maximum(size - rows, 0)
+    around = [[0, missing], *([[0, 0]] * (values.shape.rank - 1))]
+    return tf.pad(values, around), tf.pad(indices, [[0, missing]])
+
+
+class _Sgd:
+    """The update of `keras.optimizers.SGD` for float32 variables.
+
+    Args:
+        optimizer: A built Keras optimizer.
+        learning_rate: Scalar float32 tensor.
+        inverse: Scalar float32 tensor: 1 over what the gradients are scaled by.
+    """
+
+    def __init__(self, optimizer, learning_rate, inverse):
+        self._optimizer = optimizer
+        # The momentum is linear in the gradient: what divides the one divides both.
+        self._rate = learning_rate * inverse
+
+    def __call__(self, gradients, variables):
+        for gradient, variable in zip(gradients, variables, strict=True):
+            self._in_place(ops.cast(gradient, "float32"), variable)
+
+    def _in_place(self, gradient, variable):
+        import tensorflow as tf
+
+        if not self._optimizer.momentum:
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=variable.handle, alpha=self._rate, delta=gradient
+            )
+            return
+        (momentum,) = private.slots(self._optimizer, variable, ["momentums"])
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,
+            accum=momentum.handle,
+            lr=self._rate,
+            grad=gradient,
+            momentum=self._optimizer.momentum,
+            use_nesterov=self._optimizer.nesterov,
+        )
+
+
+class _Adam:
+    """The update of `keras.optimizers.Adam` (Kingma and Ba, 2015), AMSGrad included.
+
+    Args: as of `_Sgd`.
+    """
+
+    #: On a CPU starting the kernel takes about as long as updating so many numbers.
+    SMALL = 2**13
+
+    def __init__(self, optimizer, learning_rate, inverse):
+        step = ops.cast(optimizer.iterations.value + 1, "float32")
+        beta_1, beta_2 = optimizer.beta_1, optimizer.beta_2
+        self._optimizer = optimizer
+        self._inverse = inverse
+        self._numbers = {
+            "beta1_power": ops.power(beta_1, step),
+            "beta2_power": ops.power(beta_2, step),
+            "lr": learning_rate,
+            "beta1": ops.cast(beta_1, "float32"),
+            "beta2": ops.cast(beta_2, "float32"),
+            "epsilon": ops.cast(optimizer.epsilon, "float32"),
+        }
+
+    def __call__(self, gradients, variables):
+        together = collections.defaultdict(lambda: ([], []))
+        for gradient, variable in zip(gradients, variables, strict=True):
+            gradient = ops.cast(gradient, "float32")
+            if self._is_small(variable):
+                group = together[tuple(variable.shape)]
+                group[0].append(gradient)
+                group[1].append(variable)
+            else:
+                self._in_place(gradient * self._inverse, variable)
+        for group in together.values():
+            self._stacked(*group)
+
+    def _is_small(self, variable):
+        return "CPU" in variable.device and math.prod(variable.shape) <= self.SMALL
+
+    def _slots(self, variable):
+        names = ["_momentums", "_velocities"]
+        if self._optimizer.amsgrad:
+            names.append("_velocity_hats")
+        return private.slots(self._optimizer, variable, names)
+
+    def _in_place(self, gradient, variable):
+        import tensorflow as tf
+
+        apply = tf.raw_ops.ResourceApplyAdam
+        if self._optimizer.amsgrad:
+            apply = tf.raw_ops.ResourceApplyAdamWithAmsgrad
+        slots = [slot.handle for slot in self._slots(variable)]
+        named = dict(zip(("m", "v", "vhat"), slots, strict=False))
+        apply(var=variable.handle, grad=gradient, **named, **self._numbers)
+
+    def _stacked(self, gradients, variables):
+        """Update variables of one shape by one compiled formula."""
+        slots = list(zip(*map(self._slots, variables), strict=True))
+        changes = _adam_changes()(
+            ops.stack(gradients),
+            [private.stacked(each) for each in slots],
+            self._inverse,
+            **self._numbers,
+        )
+        for each, change in zip([*slots, variables], changes, strict=True):
+            private.add_to(each, change)
+
+
+@functools.cache
+def _adam_changes():
+    """Return a function, compiled once for each shape, of what Adam adds."""
+    import tensorflow as tf
+
+    @tf.function(jit_compile=True, autograph=False)
+    def changes(
+        gradient, slots, inverse, beta1_power, beta2_power, lr, beta1, beta2, epsilon
+    ):
+        m, v, *v_hat = slots
+        gradient *= inverse
+        added = [(gradient - m) * (1 - beta1), (gradient * gradient - v) * (1 - beta2)]
+        m, v = m + added[0], v + added[1]
+        if v_hat:
+            v = tf.maximum(*v_hat, v)
+            added.append(v - v_hat[0])
+        alpha = lr * tf.sqrt(1 - beta2_power) / (1 - beta1_power)
+        return [*added, -alpha * m / (tf.sqrt(v) + epsilon)]
+
+    return changes

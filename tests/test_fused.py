@@ -1,0 +1,270 @@
+"""One-pass updates against Keras's own: the same results, in fewer operations."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mp
+from keras_mp import fused
+
+SGD, Adam = keras.optimizers.SGD, keras.optimizers.Adam
+
+INNER = {
+    "sgd": lambda: SGD(0.1),
+    "momentum": lambda: SGD(0.1, momentum=0.9),
+    "nesterov": lambda: SGD(0.1, momentum=0.9, nesterov=True),
+    "adam": lambda: Adam(0.1),
+    "amsgrad": lambda: Adam(0.1, amsgrad=True),
+    "adamw": lambda: keras.optimizers.AdamW(0.1, weight_decay=0.01),
+    "clipped": lambda: Adam(0.1, global_clipnorm=0.5),
+    "averaged": lambda: Adam(0.1, use_ema=True, ema_overwrite_frequency=2),
+    "schedule": lambda: SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)),
+    "other": lambda: keras.optimizers.RMSprop(0.1),
+}
+# Two of a shape that is stacked, one alone, one for a kernel, one scalar.
+SHAPES = [(3, 4), (3, 4), (5,), (130, 70), ()]
+
+RUNS = {
+    "eager": lambda function: function,
+    "graph": tf.function,
+    "xla": lambda function: tf.function(function, jit_compile=True),
+}
+
+
+def variables(shapes=SHAPES, dtype="float32"):
+    random = np.random.default_rng(0)
+    return [keras.Variable(random.normal(size=s), dtype=dtype) for s in shapes]
+
+
+def gradients(step, shapes=SHAPES):
+    random = np.random.default_rng(step)
+    return [random.normal(size=shape).astype("float32") for shape in shapes]
+
+
+def train(inner, mode, dtype="float32", steps=4, scale=1024.0):
+    """Return what our optimizer, or the bare one if ``scale`` is None, makes."""
+    optimizer, scale = inner(), scale or 1.0
+    if scale != 1.0:
+        optimizer = keras_mp.LossScaleOptimizer(optimizer, initial_scale=scale)
+    weights = variables(dtype=dtype)
+    optimizer.build(weights)
+
+    def step(grads):
+        if scale != 1.0:
+            optimizer.scale_loss(0.0)
+        optimizer.apply([tf.cast(g, dtype) * scale for g in grads])
+
+    step = RUNS[mode](step)
+    for number in range(steps):
+        step([tf.constant(g) for g in gradients(number)])
+    return weights + getattr(optimizer, "inner_optimizer", optimizer).variables
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("name", INNER)
+def test_updates_are_those_of_keras(name, mode, dtype):
+    ours = train(INNER[name], mode, dtype)
+    bare = train(INNER[name], mode, dtype, scale=None)
+    # Adam's 1 - beta_2 is taken in float32 here, and in Python by Keras: 5e-5 of it, so
+    # 2.5e-5 of an update, of which there are four of 0.1. Other dtypes are Keras's, but
+    # its graphs round in another order than its eager steps.
+    rounding = {"float32": 3e-5, "float64": 1e-12, "bfloat16": 1e-6}[dtype]
+    for a, b in zip(ours, bare, strict=True):
+        a, b = (np.asarray(v.numpy(), "float64") for v in (a, b))
+        np.testing.assert_allclose(a, b, rtol=2 * rounding, atol=rounding / 10)
+
+
+def operations(optimizer, grads, jit_compile=None):
+    """Return the types of all operations of one traced step."""
+    apply = tf.function(lambda *grads: optimizer.apply(grads), jit_compile=jit_compile)
+    concrete = apply.get_concrete_function(*grads)
+    graphs = [concrete.graph.as_graph_def()]
+    nodes = [node for graph in graphs for node in graph.node]
+    nodes += [n for graph in graphs for f in graph.library.function for n in f.node_def]
+    return [node.op for node in nodes]
+
+
+def built(inner, shapes):
+    optimizer = keras_mp.LossScaleOptimizer(inner)
+    weights = variables(shapes)
+    optimizer.build(weights)
+    optimizer.scale_loss(0.0)
+    return optimizer, weights
+
+
+@pytest.mark.parametrize(
+    "inner, kernel",
+    [
+        (lambda: SGD(0.1), "ResourceApplyGradientDescent"),
+        (lambda: SGD(0.1, momentum=0.9), "ResourceApplyKerasMomentum"),
+        (lambda: Adam(0.1), "ResourceApplyAdam"),
+        (lambda: Adam(0.1, amsgrad=True), "ResourceApplyAdamWithAmsgrad"),
+    ],
+)
+def test_a_large_variable_has_one_kernel_and_no_other_pass(inner, kernel):
+    shape = (300, 300)
+    optimizer, _ = built(inner(), [shape])
+    done = operations(optimizer, [tf.ones(shape)])
+    assert done.count(kernel) == 1
+    # In XLA, where it is Keras's own, there is none.
+    assert kernel not in operations(optimizer, [tf.ones(shape)], jit_compile=True)
+
+
+def test_small_variables_of_adam_are_updated_together():
+    one, many = [(3, 4)], [(3, 4)] * 20
+    counts = []
+    for shapes in (one, many):
+        optimizer, _ = built(Adam(0.1), shapes)
+        done = operations(optimizer, [tf.ones(shape) for shape in shapes])
+        assert "ResourceApplyAdam" not in done
+        counts.append({kind: done.count(kind) for kind in ("Mul", "Sqrt", "RealDiv")})
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("rows", [None, 6], ids=["any number of rows", "6 rows"])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "amsgrad", "clipped"])
+def test_sparse_gradients_are_those_of_keras(name, rows):
+    values = np.random.default_rng(1).normal(size=(6, 4)).astype("float32")
+    indices = np.array([7, 0, 3, 3, 1, 7], "int32")
+    tables = []
+    for scale in (1024.0, None):
+        optimizer = INNER[name]()
+        if scale:
+            optimizer = keras_mp.LossScaleOptimizer(optimizer, initial_scale=scale)
+        (table,) = variables([(9, 4)])
+        optimizer.build([table])
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([rows, 4], "float32"),
+                tf.TensorSpec([rows], "int32"),
+            ]
+        )
+        def step(values, indices, optimizer=optimizer, scale=scale):
+            if scale:
+                optimizer.scale_loss(0.0)
+            slices = tf.IndexedSlices(
+                values * (scale or 1.0), indices, tf.constant([9, 4])
+            )
+            optimizer.apply([slices])
+
+        for taken in (6, 6) if rows else (6, 5, 1, 0):
+            step(values[:taken], indices[:taken])
+        tables.append(table.numpy())
+    # XLA's power may differ in the last place: of 1 - beta_2**t, at first 0.001, that
+    # is 6e-5, so 3e-5 of Adam's updates, which are of the size of 0.1.
+    np.testing.assert_allclose(*tables, rtol=1e-6, atol=3e-6)
+
+
+def test_sparse_gradients_do_not_make_later_reads_copy():
+    optimizer, _ = built(SGD(0.1), [(9, 4)])
+
+    def rows(values):
+        return tf.IndexedSlices(values, tf.constant([1, 3]), tf.constant([9, 4]))
+
+    apply = tf.function(lambda values: optimizer.apply([rows(values)]))
+    graph = apply.get_concrete_function(tf.ones([2, 4])).graph.as_graph_def()
+    called = [node.op for f in graph.library.function for node in f.node_def]
+    compiled = [f for f in graph.library.function if "_XlaMustCompile" in f.attr]
+    scattering = [
+        f
+        for f in graph.library.function
+        if any(node.op.startswith("ResourceScatter") for node in f.node_def)
+    ]
+    assert any(op.startswith("ResourceScatter") for op in called)
+    assert [f.signature.name for f in scattering] == [
+        f.signature.name for f in compiled
+    ]
+
+
+@pytest.mark.parametrize("rows, size", [(0, 1), (1, 1), (2, 2), (3, 4), (65, 128)])
+def test_rows_are_padded_with_zeros_to_a_power_of_two(rows, size):
+    spec = [tf.TensorSpec([None, 2], "float32"), tf.TensorSpec([None], "int64")]
+    padded = tf.function(fused._padded, input_signature=spec)
+    values, indices = padded(np.ones((rows, 2)), np.arange(rows))
+    assert values.shape == (size, 2) and indices.shape == (size,)
+    np.testing.assert_array_equal(values[rows:], np.zeros((size - rows, 2)))
+    np.testing.assert_array_equal(indices[:rows], np.arange(rows))
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+@pytest.mark.parametrize("mode", RUNS)
+@pytest.mark.parametrize("name", INNER)
+def test_a_bad_step_changes_nothing(name, mode, bad):
+    optimizer, weights = built(INNER[name](), SHAPES)
+    step = RUNS[mode](lambda *grads: optimizer.apply(grads))
+    step(*map(tf.constant, gradients(0)))
+    held = weights + optimizer.inner_optimizer.variables
+    before = [variable.numpy() for variable in held]
+    grads = gradients(1)
+    grads[3][2, 1] = bad
+    step(*map(tf.constant, grads))
+    for variable, value in zip(held, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    assert optimizer.stats()["skipped"] == 1
+
+
+def test_masked_rows_change_nothing_either():
+    optimizer, (table,) = built(SGD(0.1), [(9, 4)])
+
+    @tf.function(jit_compile=True)
+    def step(values):
+        rows = tf.IndexedSlices(values, tf.constant([1, 3]), tf.constant([9, 4]))
+        optimizer.apply([rows])
+
+    before = table.numpy()
+    step(tf.constant(np.inf, shape=(2, 4)))
+    np.testing.assert_array_equal(table.numpy(), before)
+    assert optimizer.iterations.numpy() == 0
+    step(tf.ones((2, 4)))
+    assert (table.numpy() != before).any(axis=1).tolist() == [
+        row in (1, 3) for row in range(9)
+    ]
+    assert optimizer.iterations.numpy() == 1
+
+
+@pytest.mark.parametrize("part", ["known", "clipped", "other"])
+def test_who_divides_by_the_scale(part):
+    inner = {"known": SGD(0.1), "clipped": SGD(0.1, clipnorm=1.0)}
+    inner = inner.get(part) or keras.optimizers.RMSprop(0.1)
+    inner.build(variables())
+    with fused.updates(inner, keras.Variable(8.0)) as divides:
+        assert divides == (part == "known")
+
+
+def test_an_own_update_step_is_kept():
+    class Own(SGD):
+        def update_step(self, gradient, variable, learning_rate):
+            variable.assign_sub(tf.sign(gradient))
+
+    optimizer, (weight,) = built(Own(0.1), [(2,)])
+    weight.assign([0.0, 2.0])
+    optimizer.apply([tf.constant([3.0, -5.0])])
+    np.testing.assert_array_equal(weight.numpy(), [-1.0, 3.0])
+
+
+def test_the_optimizer_is_as_it_was_afterwards():
+    inner = Adam(0.1)
+    inner.build(variables())
+    before = set(vars(inner))
+    with pytest.raises(RuntimeError, match="in the middle"):
+        with fused.updates(inner, None):
+            assert set(vars(inner)) > before
+            raise RuntimeError("in the middle")
+    assert set(vars(inner)) == before
+
+
+def test_parts_of_a_multi_optimizer_are_replaced_one_by_one():
+    def inner():
+        rules = {".*0": SGD(0.1)}
+        by_path = keras.optimizers.OptimizerMap(Adam(0.1), rules)
+        return keras.optimizers.MultiOptimizer(by_path)
+
+    if not hasattr(keras.optimizers, "MultiOptimizer"):
+        pytest.skip("this Keras has no MultiOptimizer")
+    ours, bare = train(inner, "graph"), train(inner, "graph", scale=None)
+    for a, b in zip(ours, bare, strict=True):
+        # As in test_updates_are_those_of_keras.
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=6e-5, atol=3e-5)
