@@ -9,6 +9,8 @@ import pathlib
 import sys
 
 from keras_mp import hardware
+from keras_mp.bench import suite
+from keras_mp.bench.workloads import WORKLOADS
 from keras_mp.compare import custom, report, runner, worker
 from keras_mp.compare.tasks import Job, UserError, explain
 
@@ -43,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -101,6 +104,53 @@ def _add_train(commands) -> None:
     own.add_argument("--optimizer", metavar="NAME", help="instead of the model's own")
 
 
+def _add_bench(commands) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure what loss scaling, casts and replicas cost on this machine",
+        description="Time training steps side by side, in rounds in which all "
+        "candidates take turns; end with tables and a JSON file.",
+    )
+    parser.set_defaults(run=bench)
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "gpu"),
+        default="cpu",
+        help="gpu: matrix products and step times on the first GPU (default: cpu)",
+    )
+    parser.add_argument(
+        "--section",
+        action="append",
+        choices=tuple(suite.SECTIONS),
+        help="on the CPU: only this one; may be repeated (default: optimizers)",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        choices=tuple(WORKLOADS),
+        help="only this one; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--policy",
+        choices=("auto", "float32", *MIXED_POLICIES),
+        default="auto",
+        help="of the models on the CPU (default: auto, by the hardware)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_positive(int),
+        default=15,
+        metavar="N",
+        help="of which the median is taken (default: 15)",
+    )
+    parser.add_argument(
+        "--output",
+        default="keras_mp_runs",
+        metavar="DIR",
+        help="folder for the JSON file (default: keras_mp_runs)",
+    )
+
+
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**32:
@@ -138,6 +188,25 @@ def train(arguments: argparse.Namespace) -> None:
     report.write_plot(comparison, folder / f"{name}.png")
     report.write_json(comparison, folder / f"{name}.json")
     show(f"wrote {folder / name}.png\nwrote {folder / name}.json")
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Run the ``bench`` command."""
+    folder = _output_folder(arguments.output)
+    if arguments.device == "gpu":
+        sections = ["gpu"]
+        policy = None
+    else:
+        sections = arguments.section or ["optimizers"]
+        policy, reason = choose_policy(arguments.policy)
+        show(f"keras-mp bench: {', '.join(sections)}\n  policy:  {policy}. {reason}")
+    models = arguments.model or list(WORKLOADS)
+    results = suite.run(sections, models, policy, arguments.rounds, show)
+    for section in sections:
+        show(f"\n{suite.table(section, results)}")
+    path = folder / f"bench-{'-'.join(sections)}.json"
+    suite.write(path, results)
+    show(f"\nmeasured on {suite.heading(results['environment'])}\nwrote {path}")
 
 
 def show(line: str) -> None:

@@ -22,7 +22,15 @@ ROOMS = {
     "scaling": set(),
     "accumulation": {"numerics", "private"},
     "distribute": {"numerics", "private", "scaling"},
-    "optimizer": {"accumulation", "distribute", "numerics", "private", "scaling"},
+    "fused": {"distribute", "numerics", "private"},
+    "optimizer": {
+        "accumulation",
+        "distribute",
+        "fused",
+        "numerics",
+        "private",
+        "scaling",
+    },
     "policies": {"hardware", "private"},
     "layers": {"numerics", "policies", "private"},
     "convert": {"layers", "policies", "private"},
@@ -43,12 +51,30 @@ ROOMS = {
         "training",
         "version",
     },
-    "cli": {"compare", "hardware"},
+    "memory": {"convert", "optimizer", "policies", "private", "training"},
+    "bench": {
+        "compare",
+        "hardware",
+        "memory",
+        "optimizer",
+        "policies",
+        "training",
+        "version",
+    },
+    "cli": {"bench", "compare", "hardware"},
     "__main__": {"cli"},
 }
 
 # Rooms that may speak TensorFlow; everything else is keras.ops.
-TENSORFLOW = {"compare", "distribute", "hardware", "private"}
+TENSORFLOW = {
+    "bench",
+    "compare",
+    "distribute",
+    "fused",
+    "hardware",
+    "memory",
+    "private",
+}
 
 
 def modules():

@@ -1,4 +1,4 @@
-"""One training step of a Keras model, under each of the optimizers that are compared."""
+"""One training step of a Keras model under each of the compared optimizers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def keras_step(
 
 
 def fit_step(model, batch, strategy=None) -> Callable[[], None]:
-    """Return a function that makes one of ``fit``'s steps on the arrays of ``batch``."""
+    """Return a function that makes one of ``fit``'s steps on arrays ``x`` and ``y``."""
     dataset = tf.data.Dataset.from_tensors(batch).repeat()
     options = tf.data.Options()
     options.autotune.enabled = False

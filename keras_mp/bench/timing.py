@@ -27,12 +27,12 @@ def paired_rounds(
     Returns:
         For each name, seconds per call in each round.
     """
-    calls = max(_calls_needed(run) for run in candidates.values())
+    calls = {name: _calls_needed(run) for name, run in candidates.items()}
     seconds = {name: [] for name in candidates}
     orders = itertools.cycle(_rotations(list(candidates)))
     for order in itertools.islice(orders, rounds):
         for name in order:
-            seconds[name].append(_time(candidates[name], calls))
+            seconds[name].append(_time(candidates[name], calls[name]))
     return seconds
 
 

@@ -7,6 +7,7 @@ table of which a batch touches little, and two ordinary networks.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import keras
@@ -64,9 +65,7 @@ def _convolutional(width=32):
         )
         hidden = layers.ReLU()(layers.BatchNormalization()(hidden))
         hidden = layers.MaxPooling2D()(hidden)
-    logits = layers.Dense(10, dtype="float32")(
-        layers.GlobalAveragePooling2D()(hidden)
-    )
+    logits = layers.Dense(10, dtype="float32")(layers.GlobalAveragePooling2D()(hidden))
     return keras.Model(inputs, layers.Softmax(dtype="float32")(logits))
 
 
@@ -136,3 +135,22 @@ WORKLOADS = {
         _CLASSES,
     ),
 }
+
+
+def sized(name: str, rows: int | None = None, **size) -> Workload:
+    """Return one of `WORKLOADS` at another size.
+
+    Args:
+        name: ``"wide"``, ``"convolutional"`` or ``"transformer"`` to change the model;
+            any if only the rows are to change.
+        rows: Rows of a batch; by default, the workload's.
+        size: What its model is built with: ``width``, and ``blocks`` of a transformer.
+    """
+    known = WORKLOADS[name]
+    wide = name == "wide" and size
+    return dataclasses.replace(
+        known,
+        build=functools.partial(known.build, **size),
+        batch=_floats(size["width"]) if wide else known.batch,
+        rows=rows or known.rows,
+    )

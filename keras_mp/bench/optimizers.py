@@ -1,0 +1,171 @@
+"""What loss scaling costs: steps with it over steps without it, model by model.
+
+One process for each model and number of replicas, in which all candidates of a cell
+take turns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import statistics
+from collections.abc import Callable
+
+import keras
+
+from keras_mp.bench import jax_peer, steps, timing, torch_peer
+from keras_mp.bench.processes import alone, mirrored
+from keras_mp.bench.tables import markdown, number
+from keras_mp.bench.workloads import WORKLOADS
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One line of the table."""
+
+    model: str
+    optimizer: str
+    jit_compile: bool
+    replicas: int
+
+    @property
+    def title(self) -> str:
+        place = "1 device" if self.replicas == 1 else f"{self.replicas} replicas"
+        xla = ", XLA" if self.jit_compile else ""
+        return f"{WORKLOADS[self.model].title}, {self.optimizer}, {place}{xla}"
+
+
+def cells(models: list[str], replicas: tuple[int, ...] = (1, 2)) -> list[Cell]:
+    """Every cell of the table; XLA compiles for one device only."""
+    return [
+        Cell(model, optimizer, jit_compile, count)
+        for model in models
+        for count in replicas
+        for jit_compile in (False, True)[: 2 if count == 1 else 1]
+        for optimizer in steps.OPTIMIZERS
+    ]
+
+
+def measure(
+    models: list[str], policy: str, rounds: int, show: Callable[[str], None]
+) -> list[dict]:
+    """Time every cell of the models; show a line for each.
+
+    Returns:
+        For each cell a dict of its fields and ``seconds``: for each candidate, a list
+        with the seconds per step of each round.
+    """
+    groups: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells(models):
+        groups.setdefault((cell.model, cell.replicas), []).append(cell)
+    results = []
+    for group in groups.values():
+        for result in alone(_time_all, group, policy, rounds):
+            results.append(result)
+            show(line(result))
+    return results
+
+
+def ratio(result: dict, above: str, below: str) -> float | None:
+    """The median ratio of two candidates' times in a round."""
+    seconds = result["seconds"]
+    if above not in seconds or below not in seconds:
+        return None
+    return timing.median_ratio(seconds[above], seconds[below])
+
+
+def milliseconds(result: dict, candidate: str) -> float | None:
+    """The candidate's median time of a step."""
+    seconds = result["seconds"].get(candidate)
+    return seconds and statistics.median(seconds) * 1000
+
+
+def line(result: dict) -> str:
+    """One result as text."""
+    return (
+        f"  {title(result):60} {milliseconds(result, 'bare'):8.2f} ms bare; "
+        f"keras_mp x{ratio(result, 'keras_mp', 'bare'):.2f}, "
+        f"Keras x{ratio(result, 'keras', 'bare'):.2f}"
+    )
+
+
+def title(result: dict) -> str:
+    """The cell's title."""
+    fields = (field.name for field in dataclasses.fields(Cell))
+    return Cell(**{name: result[name] for name in fields}).title
+
+
+def table(results: list[dict]) -> str:
+    """What loss scaling costs; the last line sums up the whole table."""
+    head = [
+        "model, optimizer, where",
+        "bare, ms",
+        "keras_mp / bare",
+        "Keras's / bare",
+        "keras_mp / Keras's",
+        "torch.amp, ms",
+        "JAX, ms",
+    ]
+    rows = [
+        [
+            title(result),
+            number(milliseconds(result, "bare"), ".1f"),
+            number(ratio(result, "keras_mp", "bare")),
+            number(ratio(result, "keras", "bare")),
+            number(ratio(result, "keras_mp", "keras")),
+            number(milliseconds(result, "torch"), ".1f"),
+            number(milliseconds(result, "jax"), ".1f"),
+        ]
+        for result in results
+    ]
+    return f"{markdown(head, rows)}\n\n{summary(results)}"
+
+
+def summary(results: list[dict]) -> str:
+    """Median and worst cell, of ours over bare and of ours over Keras's."""
+    return (
+        f"{len(results)} cells. keras_mp over bare: {_spread(results, 'bare')}. "
+        f"keras_mp over Keras's: {_spread(results, 'keras')}."
+    )
+
+
+def _spread(results, below):
+    ratios = [ratio(result, "keras_mp", below) for result in results]
+    return (
+        f"median {statistics.median(ratios):.2f}, best {min(ratios):.2f}, "
+        f"worst {max(ratios):.2f}"
+    )
+
+
+def _time_all(group: list[Cell], policy: str, rounds: int) -> list[dict]:
+    """Time cells of one model and number of replicas."""
+    strategy = mirrored(group[0].replicas)
+    return [_time(cell, policy, rounds, strategy) for cell in group]
+
+
+def _time(cell, policy, rounds, strategy):
+    candidates = _candidates(cell, policy, strategy)
+    seconds = timing.paired_rounds(candidates, rounds)
+    del candidates
+    keras.backend.clear_session()
+    gc.collect()
+    return dataclasses.asdict(cell) | {"seconds": seconds}
+
+
+def _candidates(cell: Cell, policy: str, strategy) -> dict[str, Callable[[], None]]:
+    """The functions to time: Keras's and ours, and other libraries' if installed."""
+    workload = WORKLOADS[cell.model]
+    candidates = {
+        name: steps.keras_step(
+            workload, name, cell.optimizer, policy, cell.jit_compile, strategy
+        )
+        for name in steps.COMPILE
+    }
+    alone = strategy is None
+    if alone and not cell.jit_compile and torch_peer.is_available():
+        step = torch_peer.torch_step(cell.model, cell.optimizer, policy)
+        candidates["torch"] = step
+    known = cell.model in jax_peer.WORKLOADS
+    if alone and cell.jit_compile and known and jax_peer.is_available():
+        candidates["jax"] = jax_peer.jax_step(cell.model, cell.optimizer, policy)
+    return candidates

@@ -1,0 +1,85 @@
+"""The sections of ``keras-mp bench``, and what they leave: tables and a JSON file."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Callable
+
+from keras_mp import hardware
+from keras_mp.bench import casts, optimizers, stages, traffic
+from keras_mp.version import __version__
+
+#: Each section of a run on the CPU: what measures, and what makes a table of it.
+SECTIONS = {
+    "optimizers": (optimizers.measure, optimizers.table),
+    "stages": (stages.measure, stages.table),
+    "casts": (casts.measure, casts.table),
+    "distribution": (
+        lambda models, policy, rounds, show: traffic.measure(rounds, show),
+        traffic.table,
+    ),
+}
+
+LIBRARIES = ("tensorflow", "tensorflow-cpu", "keras", "torch", "jax", "optax", "jmp")
+
+
+def run(
+    sections: list[str],
+    models: list[str],
+    policy: str | None,
+    rounds: int,
+    show: Callable[[str], None],
+) -> dict:
+    """Measure the sections, ``"gpu"`` among them; return plain values by section."""
+    results = {"environment": environment(), "policy": policy, "rounds": rounds}
+    for section in sections:
+        results[section] = _measure(section)(models, policy, rounds, show)
+    return results
+
+
+def table(section: str, results: dict) -> str:
+    """The table of one section, as Markdown."""
+    if section == "gpu":
+        from keras_mp.bench import gpu
+
+        return gpu.table(results[section])
+    return SECTIONS[section][1](results[section])
+
+
+def _measure(section):
+    if section == "gpu":
+        from keras_mp.bench import gpu
+
+        return lambda models, policy, rounds, show: gpu.measure("gpu", rounds, show)
+    return SECTIONS[section][0]
+
+
+def environment() -> dict:
+    """The machine and the versions, as plain values."""
+    versions = {"keras_mp": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": hardware.cpu_name(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "versions": versions,
+    }
+
+
+def heading(machine: dict) -> str:
+    """The machine and the versions in a sentence."""
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    return f"{machine['cpu']}, {machine['cores']} cores; {versions}"
+
+
+def write(path: pathlib.Path, results: dict) -> None:
+    """Write the results as JSON."""
+    path.write_text(json.dumps(results, indent=1) + "\n")
