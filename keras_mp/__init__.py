@@ -1,6 +1,7 @@
 """Mixed-precision training for Keras 3 with float32's results."""
 
 from keras_mp import callbacks, hardware, layers, scaling
+from keras_mp.memory import MemoryReport, memory_report
 from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.policies import Policy, policy_scope, set_policy
 from keras_mp.training import compile, load_model, wrap_optimizer
@@ -8,6 +9,7 @@ from keras_mp.version import __version__
 
 __all__ = [
     "LossScaleOptimizer",
+    "MemoryReport",
     "Policy",
     "__version__",
     "callbacks",
@@ -15,6 +17,7 @@ __all__ = [
     "hardware",
     "layers",
     "load_model",
+    "memory_report",
     "policy_scope",
     "scaling",
     "set_policy",

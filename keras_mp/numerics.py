@@ -11,6 +11,8 @@ import math
 import keras
 from keras import ops
 
+from keras_mp import private
+
 
 def is_sparse(gradient):
     """Return whether ``gradient`` holds only some rows of its variable."""
@@ -37,45 +39,62 @@ def overwrites(variable):
 def all_finite(gradients):
     """Return a scalar bool tensor: no gradient holds an inf or a NaN.
 
-    Reads every number once: times 0 it is 0, or NaN if it is not finite, and NaN
-    outlives every sum. Sums without the 0 would overflow.
+    Reads every number once: a sum is finite only if all of its terms are. Numbers so
+    large that their sum overflows float32, beyond 1e30 even in the largest models,
+    count as not finite too; their squares and norms would overflow in any optimizer.
 
     Args:
         gradients: List of float tensors of any shape, sparse gradients and None.
 
     Does not synchronise with the device.
     """
-    sums = [_zero_or_nan(part) for part in _joined(dense_parts(gradients))]
-    return ops.isfinite(functools.reduce(ops.add, sums, ops.convert_to_tensor(0.0)))
+    take_sum = _sum_by_product if private.in_xla() else _sum
+    sums = [take_sum(group) for group in _groups(dense_parts(gradients))]
+    return ops.isfinite(_added([ops.convert_to_tensor(0.0), *sums]))
 
 
-#: Tensors of at most so many numbers are joined if they have one shape.
+#: Tensors of at most so many numbers are taken together if they have one shape.
 _SMALL = 2**16
 
 
-def _joined(parts):
-    """Return ``parts`` with the small ones of one shape and dtype stacked."""
+def _groups(parts):
+    """Return lists of tensors: small ones of one shape and dtype, others alone."""
     groups = {}
     for place, part in enumerate(parts):
         small = None not in part.shape and math.prod(part.shape) <= _SMALL
         key = (tuple(part.shape), part.dtype) if small else place
         groups.setdefault(key, []).append(part)
-    return [
-        ops.stack(group) if len(group) > 1 else group[0] for group in groups.values()
-    ]
+    return list(groups.values())
 
 
-def _zero_or_nan(part):
-    """Return 0 as a scalar float32 tensor; NaN if a number in ``part`` is not finite.
+def _added(tensors):
+    # TensorFlow makes one operation of a chain of additions.
+    return functools.reduce(ops.add, tensors)
 
-    A product of matrices is one pass on every device, and on CPUs much the fastest.
+
+def _sum(group):
+    total = ops.sum(_added([_at_least_float32(part) for part in group]))
+    return ops.cast(total, "float32")
+
+
+def _sum_by_product(group):
+    """Return 0 as a scalar float32 tensor; NaN if a number in ``group`` is not finite.
+
+    On a CPU, XLA takes a product with a column of zeros several times as fast as a sum.
     """
+    part = ops.stack(group) if len(group) > 1 else group[0]
     columns = part.shape[-1] if len(part.shape) else 1
     if not columns:
         return ops.convert_to_tensor(0.0)
     rows = ops.reshape(part, (-1, columns))
     zeros = ops.zeros((columns, 1), part.dtype)
     return ops.cast(ops.sum(ops.matmul(rows, zeros)), "float32")
+
+
+def _at_least_float32(tensor):
+    """Return ``tensor`` in a dtype in which its sum does not overflow."""
+    low = keras.backend.standardize_dtype(tensor.dtype) in private.LOW_PRECISION
+    return ops.cast(tensor, "float32") if low else tensor
 
 
 def largest(gradients):

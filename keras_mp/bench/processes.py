@@ -19,6 +19,8 @@ def alone(function: Callable, *arguments):
         EOFError: It failed; its process has printed why.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # PyTorch's threads would spin where they wait for each other, and slow all others.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(theirs, function, arguments))

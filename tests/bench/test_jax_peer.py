@@ -25,7 +25,7 @@ def test_the_model_has_the_parameters_of_the_keras_model(name):
     assert [value.shape for value in arrays(step)] == shapes
 
 
-@pytest.mark.parametrize("name", ["wide", "embedding"])  # "small" compiles for long
+@pytest.mark.parametrize("name", jax_peer.WORKLOADS)
 def test_with_the_same_weights_it_learns_as_the_keras_model(name):
     workload = workloads.sized(name, ROWS)
     model = workload.build()

@@ -1,0 +1,248 @@
+"""Which tensors are alive at the same time: a walk through the graph of a step.
+
+Each operation takes its outputs' bytes from the heap, unless it may write into an
+input, and gives back the inputs that nothing else needs.
+"""
+
+import collections
+
+from keras_mp.memory import graphs
+from keras_mp.memory.allocator import Heap, Variable, measured_by
+
+# Operations whose output is their input's buffer, and those that TensorFlow lets write
+# into the buffer of an input that nothing else needs.
+_ALIASES = set(
+    "CheckNumerics EnsureShape ExpandDims Identity PreventGradient Reshape "
+    "Snapshot Squeeze StopGradient TensorListGetItem".split()
+)
+_IN_PLACE = set(
+    "Abs Add AddN AddV2 BiasAdd ClipByValue Cos Div DivNoNan Elu EluGrad Erf Erfc Exp "
+    "Expm1 Floor LeakyRelu LeakyReluGrad Log Log1p LogSoftmax Maximum Minimum Mul "
+    "MulNoNan Neg Pow RealDiv Reciprocal ReciprocalGrad Relu Relu6 Relu6Grad ReluGrad "
+    "Round Rsqrt RsqrtGrad Select SelectV2 Selu SeluGrad Sigmoid SigmoidGrad Sign Sin "
+    "Softmax Softplus SoftplusGrad Softsign SoftsignGrad Sqrt SqrtGrad Square "
+    "SquaredDifference Sub Tanh TanhGrad Xdivy Xlogy".split()
+)
+_CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
+_BRANCHES = {"If", "StatelessIf", "Case"}
+_LOOPS = {"While", "StatelessWhile"}
+_ORDERS = graphs.WRITTEN, graphs.DEPTH_FIRST, graphs.BREADTH_FIRST, graphs.WRITTEN
+
+
+def peak(step, gradients, variables):
+    """Return the bytes of each part of the report at the step's peak, as a dict.
+
+    TensorFlow runs a step's operations on several threads, in an order that varies. So
+    the step is walked through in three orders, which take turns on one allocator: as
+    written; following each result to its consumer at once, as a thread does; and in
+    the order in which operations become ready, as its queues do, where the updates of
+    several variables meet the backward pass.
+
+    Args:
+        step: A traced function.
+        gradients: Names of the tensors in it that are gradients.
+        variables: Part and bytes of each variable by the name of its handle.
+    """
+    heap, arguments = _start(step, variables, measured_by())
+    for name, size in _rewritten_sums(step, variables).items():
+        heap.sums[name] = heap.new(size, "activations")
+    for order in _ORDERS:
+        walk = _Walk(step.graph, heap, arguments, gradients, order)
+        for value in walk.run():
+            heap.drop(value)
+    return {**heap.at_peak, "fragmentation": heap.fragmentation()}
+
+
+def _start(step, variables, measure):
+    """Return a heap with the variables and a batch, and the arguments of the step."""
+    heap = Heap(measure)
+    held = {}
+    for handle, (part, size) in variables.items():
+        held[handle] = Variable(heap.new(size, part))
+    inputs = step.inputs[: len(step.inputs) - len(step.captured_inputs)]
+    arguments = [heap.new(graphs.size_of(tensor), "activations") for tensor in inputs]
+    for handle in step.captured_inputs:
+        arguments.append(held.get(handle.name) or Variable(heap.new(0, "activations")))
+    return heap, arguments
+
+
+def _rewritten_sums(step, variables):
+    """Return name and size of sums for which TensorFlow keeps a buffer of zeros.
+
+    Its memory optimizer has an AddN of more than two tensors add each as it comes, if
+    it thinks that the step needs more than 80 % of the device and the tensors are alive
+    at the peak. It takes a CPU for one of 256 MiB, and nothing to happen in place.
+    """
+    if measured_by() == "in use":
+        return {}
+    heap, arguments = _start(step, variables, None)
+    walk = _Walk(step.graph, heap, arguments, (), graphs.WRITTEN)
+    walk.in_place = False
+    walk.run()
+    if heap.at_peak.total() < 0.8 * 2**28:
+        return {}
+    return {
+        op.name: graphs.size_of(op.outputs[0]) or 0
+        for op in walk.operations
+        if op.type == "AddN"
+        and len(op.inputs) > 2
+        and heap.peak_clock <= walk.clock[op.name]
+        and any(walk.clock[t.op.name] <= heap.peak_clock for t in op.inputs)
+    }
+
+
+class _Walk:
+    """Takes the operations of a graph one by one and keeps account of the buffers."""
+
+    def __init__(self, graph, heap, arguments, gradients, order, trips=1):
+        self.graph, self.heap, self.trips = graph, heap, trips
+        self.gradients, self.order = gradients, order
+        self.operations = graphs.needed(graph)
+        used = [*graph.outputs, *(t for op in self.operations for t in op.inputs)]
+        self.uses = collections.Counter(graphs.source(tensor).name for tensor in used)
+        self.in_place = True
+        self.values, self.clock = {}, {}
+        self.arguments = {id(value) for value in arguments}
+        for tensor, value in zip(graph.inputs, arguments, strict=True):
+            self._share(tensor, value)
+
+    def run(self):
+        """Return the buffers of the outputs, each with one use for the caller."""
+        for op in graphs.scheduled(self.operations, self.order):
+            self.heap.clock += 1
+            self.clock[op.name] = self.heap.clock
+            if op.type in ("Placeholder", "IdentityN"):
+                continue
+            inputs = self._values(op.inputs)
+            if op.type in _CALLS | _BRANCHES | _LOOPS:
+                self._call(op, inputs)
+                continue
+            self._execute(op, inputs)
+            for value in inputs:
+                self.heap.drop(value)
+        return self._values(self.graph.outputs)
+
+    def _values(self, tensors):
+        return [self.values[graphs.source(tensor).name] for tensor in tensors]
+
+    def _share(self, tensor, value):
+        self.values[tensor.name] = value
+        value.uses += self.uses[tensor.name]
+
+    def _keep(self, tensor, value):
+        """Take over the one use that a new ``value`` has."""
+        self._share(tensor, value)
+        self.heap.drop(value)
+        return value
+
+    def _new(self, tensor, size, part="activations"):
+        part = "gradients" if tensor.name in self.gradients else part
+        return self._keep(tensor, self.heap.new(size, part))
+
+    def _call(self, op, inputs):
+        """Walk through a function, one round of a loop or the longest of the branches.
+
+        The inner graph uses up the arguments, as if its operations stood here.
+        """
+        inner, trips = graphs.functions(self.graph, op), self.trips
+        if op.type in _LOOPS:
+            inner = [f for f in inner if len(f.outputs) == len(op.outputs)]
+            trips *= graphs.trips(op, [value.length for value in inputs])
+        graph = max(inner, key=lambda graph: len(graph.get_operations()))
+        arguments = inputs[1:] if op.type in _BRANCHES else inputs
+        walk = _Walk(graph, self.heap, arguments, self.gradients, self.order, trips)
+        for value in inputs:
+            self.heap.drop(value)
+        for tensor, value in zip(op.outputs, walk.run(), strict=True):
+            self._keep(tensor, value)
+
+    def _execute(self, op, inputs):
+        if op.type == "ReadVariableOp":
+            self._share(op.outputs[0], inputs[0].value)
+        elif op.type in _ALIASES:
+            for tensor, value in zip(op.outputs, inputs, strict=False):
+                self._share(tensor, value)
+        elif op.type in _LISTS:
+            _LISTS[op.type](self, op, *inputs)
+        elif inputs and isinstance(inputs[0], Variable) and not op.outputs:
+            self._write(inputs[0])
+        else:
+            self._compute(op, inputs)
+
+    def _compute(self, op, inputs):
+        """Make new buffers for the outputs, or write into one that is used up."""
+        spare = self._spare(op, inputs)
+        if spare is not None:
+            if op.outputs[0].name in self.gradients:
+                self.heap.move(spare, "gradients")
+            return self._share(op.outputs[0], spare)
+        largest = max((value.size for value in inputs), default=0)
+        cast = op.type == "Cast" and inputs[0].part == "weights"
+        for tensor in op.outputs:
+            size = graphs.size_of(tensor)
+            size = largest if size is None else size
+            self._new(tensor, size, "casts" if cast else "activations")
+
+    def _spare(self, op, inputs):
+        """Return a buffer that nothing else needs and that the output fits exactly."""
+        if op.type not in _IN_PLACE or not self.in_place or op.name in self.heap.sums:
+            return None
+        output = op.outputs[0]
+        for tensor, value in zip(op.inputs, inputs, strict=True):
+            fits = value.size == graphs.size_of(output) and tensor.dtype == output.dtype
+            if fits and value.uses == 1:
+                return value
+        return None
+
+    def _write(self, variable):
+        """Write to a variable: in place, unless its old value is still being read."""
+        old = variable.value
+        if old.uses > 1:
+            variable.value = self.heap.new(old.size, old.part)
+            self.heap.drop(old)
+
+    # Lists of tensors: what loops collect for the backward pass or return.
+
+    def _new_list(self, op, *inputs):
+        made = self._new(op.outputs[0], 0)
+        if op.type == "TensorListReserve":
+            made.length = graphs.constant(op.inputs[1])
+        elif op.type == "TensorListFromTensor":
+            made.length = op.inputs[0].shape[0]
+            self._put(made, inputs[0])
+
+    def _push(self, op, made, value):
+        """Add an item, and one for each round of the loop that is not walked through.
+
+        What comes from outside of the loop is the same in each of them.
+        """
+        if id(value) not in self.arguments and value.part == "activations":
+            more = self.heap.new(value.size * (self.trips - 1), "activations")
+            made.items.append(more)
+        self._put(made, value)
+        self._share(op.outputs[0], made)
+
+    def _set_item(self, op, made, _, value):
+        """Take, for the first item, what all of them need."""
+        if not made.items:
+            size = value.size * int(made.length or 1)
+            made.items.append(self.heap.new(size, "activations"))
+        self._share(op.outputs[0], made)
+
+    def _pop(self, op, made, *_):
+        for tensor in op.outputs:
+            self._share(tensor, made)
+
+    def _put(self, made, value):
+        value.uses += 1
+        made.items.append(value)
+
+
+_LISTS = {
+    "EmptyTensorList": _Walk._new_list,
+    "TensorListReserve": _Walk._new_list,
+    "TensorListFromTensor": _Walk._new_list,
+    "TensorListPushBack": _Walk._push,
+    "TensorListSetItem": _Walk._set_item,
+    "TensorListPopBack": _Walk._pop,
+}

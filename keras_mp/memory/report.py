@@ -1,0 +1,247 @@
+"""What training will take: the report a person reads, and the largest batch that fits.
+
+The step is traced for one batch size, walked through, and what was alive at its peak is
+counted by kind. The largest batch comes from doing so again for other sizes.
+"""
+
+import concurrent.futures
+import dataclasses
+import operator
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_mp import policies
+from keras_mp.memory import liveness, trace
+from keras_mp.memory.allocator import measured_by
+from keras_mp.optimizer import LossScaleOptimizer
+
+# What a process grows by beyond the tensors when it first trains on a CPU: the graph,
+# small tensors and the kernels' scratch memory, which malloc keeps for each thread.
+# Mean over ten trainings of three kinds of model that took 200 to 500 MB (26 to 114 MB
+# each, whatever the batch size), with TensorFlow 2.21 on two cores.
+_RUNTIME = 2**26
+_PARTS = (
+    "weights optimizer_state gradients casts activations fragmentation runtime".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryReport:
+    """Predicted peak memory of training, in bytes; ``print`` shows it as a table.
+
+    Attributes:
+        policy: Name of the dtype policy.
+        batch_size: Rows of a batch.
+        weights: The model's variables.
+        optimizer_state: The optimizer's variables.
+        gradients: Gradients of weights that are alive at the peak.
+        casts: Low-precision copies of weights that are alive at the peak.
+        activations: All other tensors that are alive at the peak: activations and
+            their gradients, the batch and temporaries.
+        fragmentation: What the allocator holds beyond that, because its free blocks
+            do not fit.
+        runtime: On a CPU 64 MiB, an average of what TensorFlow takes for graphs,
+            threads and kernels. 0 on a GPU, whose allocator does not count it.
+    """
+
+    policy: str
+    batch_size: int
+    weights: int
+    optimizer_state: int
+    gradients: int
+    casts: int
+    activations: int
+    fragmentation: int
+    runtime: int
+    _predict: Callable = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def peak(self) -> int:
+        """The sum of all parts."""
+        return sum(getattr(self, part) for part in _PARTS)
+
+    def largest_batch(self, memory: int | None = None) -> int:
+        """Return the largest batch size that is predicted to fit; 0 if none does.
+
+        It is found to within 2 %, by tracing the step for some ten sizes. Does
+        not synchronise with the device.
+
+        Args:
+            memory: Bytes that training may take. Defaults to what is free now: on the
+                first GPU, else what the system calls available.
+
+        Raises:
+            ValueError: ``memory`` is not given and the system does not tell it.
+        """
+        limit = _free_memory() if memory is None else memory
+        peaks = {self.batch_size: self.peak}
+        while True:
+            fits = max(
+                (size for size, peak in peaks.items() if peak <= limit), default=0
+            )
+            fails = min((size for size in peaks if size > fits), default=None)
+            if fails is not None and fails - fits <= max(1, fits // 50):
+                return fits
+            size = _next_size(peaks, limit, fits, fails)
+            peaks[size] = self._predict(size).peak
+
+    def __str__(self):
+        rows = [(part.replace("_", " "), getattr(self, part)) for part in _PARTS]
+        rows.append(("peak", self.peak))
+        title = f"Peak memory of training under {self.policy}, batch {self.batch_size}"
+        lines = [f"  {name:<16}{_readable(size):>12}" for name, size in rows]
+        return "\n".join([title, *lines])
+
+
+def memory_report(
+    model: keras.Model,
+    batch_size: int,
+    policy: keras.DTypePolicy | str | None = None,
+    *,
+    optimizer: keras.optimizers.Optimizer | str | None = None,
+    loss: Any = None,
+    data: Any = None,
+) -> MemoryReport:
+    """Predict the peak memory of training ``model``, without training it.
+
+    The training step is traced for the batch size on a copy of the model that takes no
+    memory; nothing is executed and ``model`` stays as it is. What is predicted is, on a
+    GPU, the peak of TensorFlow's allocator, and on a CPU by how much the process grows.
+
+    Most predictions for a CPU were within 15 % of what was measured for trainings of
+    200 to 550 MB, the worst 19 %; the same training measured again differs by up to
+    16 %. Smaller ones are lost in ``runtime``, which varies. No GPU was measured. Not
+    counted: the data set and its pipeline, metrics, the workspace of convolution
+    libraries, and what XLA (``jit_compile``, Keras's default on a GPU) saves or adds.
+    Under a ``tf.distribute`` strategy the prediction is one replica's, without
+    communication buffers. Of branches the longest counts.
+
+    Args:
+        model: A Keras model, compiled or not. A model of your own class must be
+            possible to make from its config.
+        batch_size: Rows of a batch, at least 1; of a micro-batch if the optimizer
+            accumulates gradients.
+        policy: None for the policies that the layers have, or a dtype policy, its name
+            or ``"auto"``, as for `keras_mp.compile`: what if all layers were under it?
+            Then the loss is scaled if that policy needs it.
+        optimizer: An optimizer or its name. Defaults to the one ``model`` is compiled
+            with, else Adam.
+        loss: As for ``model.compile``. Defaults to the one ``model`` is compiled with,
+            else the mean squared error.
+        data: A batch ``(x, y)`` of any size, in arrays: its dtypes and, without the
+            rows, its shapes are those to train on. Needed if the model does not tell:
+            it is of your own class, or a dimension is None. Targets default to the
+            outputs' shape; for losses that are called sparse, to int32 without the
+            last dimension.
+
+    Returns:
+        A `MemoryReport`; its ``largest_batch()`` finds the largest batch that fits.
+
+    Raises:
+        TypeError: ``model`` is no Keras model, or ``batch_size`` no integer.
+        ValueError: ``batch_size`` is below 1; the policy is unknown or does not fit the
+            model's variables; ``data`` is needed; the model cannot be copied; or the
+            backend is not TensorFlow.
+
+    Does not synchronise with the device.
+
+    Example:
+
+    >>> report = keras_mp.memory_report(model, 1024, "mixed_bfloat16")
+    >>> report.weights  # 4 x 1 and a bias, in float32
+    20
+    >>> report.largest_batch(memory=2**30) > 1024
+    True
+    """
+    batch_size = _checked(model, batch_size)
+    compiled = getattr(model, "compiled", False)
+    if optimizer is None:
+        optimizer = model.optimizer if compiled else "adam"
+        if policy is not None and isinstance(optimizer, LossScaleOptimizer):
+            optimizer = optimizer.inner_optimizer
+    if loss is None:
+        loss = model.loss if compiled else "mse"
+    recipe = trace.recipe(model)
+    name = (policies.policy_of(model) if policy is None else policies.get(policy)).name
+    if not isinstance(optimizer, str):
+        optimizer = keras.saving.serialize_keras_object(optimizer)
+
+    def predict(batch_size):
+        specs = trace.specs_of(model, batch_size, loss, data)
+        # A thread of its own has Keras's global state (names, seeds) to itself.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            step = thread.submit(trace.trace, recipe, specs, policy, optimizer, loss)
+            parts = liveness.peak(*step.result())
+        parts["runtime"] = 0 if measured_by() == "in use" else _RUNTIME
+        parts = {part: parts.get(part, 0) for part in _PARTS}
+        return MemoryReport(name, batch_size, **parts, _predict=predict)
+
+    return predict(batch_size)
+
+
+def _checked(model, batch_size):
+    """Return the batch size, if it and the model can be used."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "keras_mp.memory_report(model, batch_size) needs a keras model. Got "
+            f"{model!r} of type {type(model).__name__}."
+        )
+    if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__"):
+        raise TypeError(
+            "keras_mp.memory_report(model, batch_size) needs an integer batch size. "
+            f"Got {batch_size!r} of type {type(batch_size).__name__}."
+        )
+    if batch_size < 1:
+        raise ValueError(
+            "keras_mp.memory_report(model, batch_size): a batch needs at least 1 row. "
+            f"Got batch_size={batch_size}."
+        )
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "keras_mp.memory_report() reads TensorFlow's graph of a step. Got the "
+            f"Keras backend '{keras.backend.backend()}'. Set KERAS_BACKEND=tensorflow."
+        )
+    return operator.index(batch_size)
+
+
+def _next_size(peaks, limit, fits, fails):
+    """Return the batch size to try next: along a line until one fails, then halfway."""
+    if fails is not None:
+        return (fits + fails) // 2
+    first = min(peaks)
+    slope = (peaks[fits] - peaks[first]) / max(1, fits - first)
+    if slope <= 0:
+        return 2 * fits
+    guess = int(1.01 * (fits + (limit - peaks[fits]) / slope)) + 1
+    return max(fits + 1 + fits // 50, min(guess, 16 * fits))
+
+
+def _free_memory():
+    """Return the bytes that are free: on the first GPU, else in the system."""
+    import tensorflow as tf
+    from tensorflow.python.client import device_lib  # nothing public tells the limit
+
+    for device in device_lib.list_local_devices():
+        if device.device_type == "GPU":
+            used = tf.config.experimental.get_memory_info("GPU:0")["current"]
+            return device.memory_limit - used
+    meminfo = pathlib.Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    raise ValueError(
+        "MemoryReport.largest_batch() cannot tell how much memory is free on this "
+        "system. Pass it in bytes as memory=."
+    )
+
+
+def _readable(size):
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} GiB"

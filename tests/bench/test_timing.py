@@ -1,0 +1,62 @@
+"""Paired rounds: who is called when, and what the ratios are."""
+
+import itertools
+
+import pytest
+
+from keras_mp.bench import timing
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only candidates move."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def candidate(seconds, calls=None, name=None):
+        seconds = itertools.cycle(seconds)
+
+        def run():
+            now[0] += next(seconds)
+            if calls is not None:
+                calls.append(name)
+
+        return run
+
+    return candidate
+
+
+def test_seconds_are_those_of_one_call(clock):
+    run = {"slow": clock([0.5]), "quick": clock([0.001])}
+    seconds = timing.paired_rounds(run, rounds=4)
+    assert seconds["slow"] == pytest.approx([0.5] * 4)
+    assert seconds["quick"] == pytest.approx([0.001] * 4)
+
+
+def test_quick_candidates_are_called_often_and_slow_ones_once(clock):
+    calls = []
+    run = {n: clock([s], calls, n) for n, s in (("slow", 0.5), ("quick", 0.001))}
+    timing.paired_rounds(run, rounds=1)
+    warm_up = timing.WARM_UP + 1
+    assert calls.count("slow") == warm_up + 1
+    assert calls.count("quick") == warm_up + 50
+
+
+def test_every_candidate_is_once_the_first(clock):
+    calls = []
+    run = {name: clock([1.0], calls, name) for name in "abc"}
+    timing.paired_rounds(run, rounds=6)
+    rounds = calls[-6 * 3 :]
+    assert {rounds[i] for i in range(0, 18, 3)} == set("abc")
+    assert all(len(set(rounds[i : i + 3])) == 3 for i in range(0, 18, 3))
+
+
+def test_a_drift_of_the_machine_leaves_the_ratio_alone():
+    # Twice as slow from round to round, and always 10 % between the two.
+    below = [1.0, 2.0, 4.0, 8.0, 16.0]
+    above = [1.1 * value for value in below]
+    assert timing.median_ratio(above, below) == pytest.approx(1.1)
+
+
+def test_an_outlier_leaves_the_ratio_alone():
+    assert timing.median_ratio([1.0, 1.0, 9.0], [1.0, 1.0, 1.0]) == 1.0
