@@ -17,6 +17,7 @@ Inside XLA nothing is replaced: it makes one pass of Keras's operations by itsel
 import collections
 import contextlib
 import functools
+import itertools
 import math
 
 import keras
@@ -27,16 +28,21 @@ from keras_mp import distribute, numerics, private
 #: Optimizers whose updates are known here, and with them what inherits theirs (AdamW).
 SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
 
+#: From so many numbers on, copying a variable takes longer than XLA takes for its rows.
+LARGE = 2**20
+
 
 def masks(optimizer, variables):
     """Return whether `updates` can leave everything as it is if a step is bad.
 
-    That is so in XLA with plain SGD, for which a gradient of zero changes nothing. A
-    branch would cost more there than the update of a few rows of a large variable.
+    That is so with plain SGD, for which a gradient of zero changes nothing. A branch
+    costs a node for each gradient and each variable that enters it, which for small
+    variables, and in XLA for few rows of a large one, is more than the update.
     """
     does_more = optimizer.momentum if private.updates_as(optimizer, SGD) else True
     does_more = does_more or optimizer.weight_decay or optimizer.use_ema
-    return private.in_xla() and not does_more and all(map(_is_plain, variables))
+    can = private.in_xla() or _formula_of(optimizer) is not None
+    return can and not does_more and all(map(_is_plain, variables))
 
 
 def _is_plain(variable):
@@ -65,7 +71,9 @@ def updates(optimizer, scale, finite=None):
         for part, formula in formulas.items():
             if formula:
                 formula = functools.partial(formula, part)
-                update = functools.partial(_update, formula, scale if divides else None)
+                update = functools.partial(
+                    _update, formula, finite, scale if divides else None
+                )
             elif finite is not None:
                 update = functools.partial(_update_masked, finite)
             else:
@@ -95,21 +103,29 @@ def _clips(optimizer):
 def _update_masked(finite, keras_update, gradients, variables, learning_rate):
     """Update by gradients that are zero if ``finite`` is false."""
 
-    def masked(values):
-        return ops.where(finite, values, ops.zeros((), values.dtype))
-
-    gradients = [numerics.map_values(masked, gradient) for gradient in gradients]
+    gradients = [_masked(finite, gradient) for gradient in gradients]
     keras_update(gradients, variables, learning_rate)
 
 
-def _update(formula, scale, keras_update, gradients, variables, learning_rate):
+def _masked(finite, gradient):
+    """Return ``gradient``, or zeros if ``finite`` is false."""
+    if finite is None:
+        return gradient
+    return numerics.map_values(
+        lambda values: ops.where(finite, values, ops.zeros((), values.dtype)), gradient
+    )
+
+
+def _update(formula, finite, scale, keras_update, gradients, variables, learning_rate):
     """Update ``variables`` by ``formula``. Called in each replica."""
     ours, others = ([], []), ([], [])
     for gradient, variable in zip(gradients, variables, strict=True):
         dtype = keras.backend.standardize_dtype(variable.dtype)
         mine = dtype == "float32" and not numerics.is_sparse(gradient)
+        if not mine:
+            gradient = _masked(finite, numerics.unscale(gradient, scale))
         group = ours if mine else others
-        group[0].append(gradient if mine else numerics.unscale(gradient, scale))
+        group[0].append(gradient)
         group[1].append(variable)
     if others[0]:
         keras_update(*others, learning_rate)
@@ -117,16 +133,17 @@ def _update(formula, scale, keras_update, gradients, variables, learning_rate):
         inverse = (
             ops.convert_to_tensor(1.0) if scale is None else numerics.inverse(scale)
         )
-        formula(ops.cast(learning_rate, "float32"), inverse)(*ours)
+        formula(finite, ops.cast(learning_rate, "float32"), inverse)(*ours)
 
 
 def _update_rows(update_step, gradient, variable, learning_rate):
-    """Call Keras's ``update_step``, compiled by itself if ``gradient`` is sparse."""
+    """Call Keras's ``update_step``, compiled by itself for rows of a large variable."""
     import tensorflow as tf
 
     # In eager execution it would be compiled anew in every step.
     apart = not (tf.executing_eagerly() or private.in_xla())
-    if not (apart and numerics.is_sparse(gradient)):
+    large = math.prod(variable.shape) >= LARGE
+    if not (apart and large and numerics.is_sparse(gradient)):
         return update_step(gradient, variable, learning_rate)
 
     @tf.function(jit_compile=True, autograph=False)
@@ -155,23 +172,55 @@ def _padded(values, indices):
     return tf.pad(values, around), tf.pad(indices, [[0, missing]])
 
 
+#: On a CPU starting Adam's kernel takes about as long as updating so many numbers.
+_SMALL = 2**13
+
+
+def _is_small(pair):
+    _, variable = pair
+    return "CPU" in variable.device and math.prod(variable.shape) <= _SMALL
+
+
 class _Sgd:
     """The update of `keras.optimizers.SGD` for float32 variables.
 
     Args:
         optimizer: A built Keras optimizer.
+        finite: None, or a scalar bool tensor: False leaves variables as they are.
         learning_rate: Scalar float32 tensor.
         inverse: Scalar float32 tensor: 1 over what the gradients are scaled by.
     """
 
-    def __init__(self, optimizer, learning_rate, inverse):
+    def __init__(self, optimizer, finite, learning_rate, inverse):
         self._optimizer = optimizer
+        self._finite = finite
         # The momentum is linear in the gradient: what divides the one divides both.
         self._rate = learning_rate * inverse
 
     def __call__(self, gradients, variables):
-        for gradient, variable in zip(gradients, variables, strict=True):
-            self._in_place(ops.cast(gradient, "float32"), variable)
+        gradients = [ops.cast(gradient, "float32") for gradient in gradients]
+        pairs = list(zip(gradients, variables, strict=True))
+        if self._finite is not None:
+            pairs = self._masked(pairs)
+            if pairs:
+                ops.cond(self._finite, lambda: self._all_in_place(pairs), lambda: None)
+        else:
+            self._all_in_place(pairs)
+
+    def _masked(self, pairs):
+        """Update the small ones of ``pairs``; return the others."""
+        import tensorflow as tf
+
+        rate = tf.where(self._finite, self._rate, 0.0)
+        for gradient, variable in filter(_is_small, pairs):
+            # Times 0 it is 0, for inf and NaN too.
+            change = tf.raw_ops.MulNoNan(x=gradient, y=rate)
+            tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=change)
+        return list(itertools.filterfalse(_is_small, pairs))
+
+    def _all_in_place(self, pairs):
+        for gradient, variable in pairs:
+            self._in_place(gradient, variable)
 
     def _in_place(self, gradient, variable):
         import tensorflow as tf
@@ -195,13 +244,10 @@ class _Sgd:
 class _Adam:
     """The update of `keras.optimizers.Adam` (Kingma and Ba, 2015), AMSGrad included.
 
-    Args: as of `_Sgd`.
+    Args: as of `_Sgd`; ``finite`` is None.
     """
 
-    #: On a CPU starting the kernel takes about as long as updating so many numbers.
-    SMALL = 2**13
-
-    def __init__(self, optimizer, learning_rate, inverse):
+    def __init__(self, optimizer, finite, learning_rate, inverse):
         step = ops.cast(optimizer.iterations.value + 1, "float32")
         beta_1, beta_2 = optimizer.beta_1, optimizer.beta_2
         self._optimizer = optimizer
@@ -219,7 +265,7 @@ class _Adam:
         together = collections.defaultdict(lambda: ([], []))
         for gradient, variable in zip(gradients, variables, strict=True):
             gradient = ops.cast(gradient, "float32")
-            if self._is_small(variable):
+            if _is_small((gradient, variable)):
                 group = together[tuple(variable.shape)]
                 group[0].append(gradient)
                 group[1].append(variable)
@@ -227,9 +273,6 @@ class _Adam:
                 self._in_place(gradient * self._inverse, variable)
         for group in together.values():
             self._stacked(*group)
-
-    def _is_small(self, variable):
-        return "CPU" in variable.device and math.prod(variable.shape) <= self.SMALL
 
     def _slots(self, variable):
         names = ["_momentums", "_velocities"]

@@ -314,6 +314,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         inner = self.inner_optimizer
 
         def update(grads, divided, finite):
+            if private.in_xla():
+                grads = [private.cast_here(gradient) for gradient in grads]
             if not divided:
                 grads = self._unscaled(grads, variables, scale)
             with window.closing() if window else contextlib.nullcontext():

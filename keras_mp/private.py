@@ -376,6 +376,22 @@ def add_to(variables, changes):
         tf.raw_ops.AssignAddVariableOp(resource=variable.handle, value=change)
 
 
+def cast_here(gradient):
+    """Return a dense ``gradient``, cast once more if it comes from a narrower dtype.
+
+    What enters a branch XLA writes to memory first. So let that be the narrow tensor,
+    which lies there anyway; the cast becomes part of what reads it.
+    """
+    import tensorflow as tf
+
+    operation = getattr(gradient, "op", None)
+    if operation is None or operation.type != "Cast":
+        return gradient
+    (source,) = operation.inputs
+    narrow = source.dtype in (tf.float16, tf.bfloat16)
+    return tf.cast(source, gradient.dtype) if narrow else gradient
+
+
 def raise_if(condition, message):
     """Make the step that computes ``condition`` fail if it is true.
 

@@ -98,6 +98,7 @@ def built(inner, shapes):
     "inner, kernel",
     [
         (lambda: SGD(0.1), "ResourceApplyGradientDescent"),
+        (lambda: SGD(0.1, clipvalue=9.0), "ResourceApplyGradientDescent"),
         (lambda: SGD(0.1, momentum=0.9), "ResourceApplyKerasMomentum"),
         (lambda: Adam(0.1), "ResourceApplyAdam"),
         (lambda: Adam(0.1, amsgrad=True), "ResourceApplyAdamWithAmsgrad"),
@@ -123,9 +124,11 @@ def test_small_variables_of_adam_are_updated_together():
     assert counts[0] == counts[1]
 
 
+@pytest.mark.parametrize("large", [1, fused.LARGE], ids=["compiled", "Keras's own"])
 @pytest.mark.parametrize("rows", [None, 6], ids=["any number of rows", "6 rows"])
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "amsgrad", "clipped"])
-def test_sparse_gradients_are_those_of_keras(name, rows):
+def test_sparse_gradients_are_those_of_keras(name, rows, large, monkeypatch):
+    monkeypatch.setattr(fused, "LARGE", large)
     values = np.random.default_rng(1).normal(size=(6, 4)).astype("float32")
     indices = np.array([7, 0, 3, 3, 1, 7], "int32")
     tables = []
@@ -158,7 +161,8 @@ def test_sparse_gradients_are_those_of_keras(name, rows):
     np.testing.assert_allclose(*tables, rtol=1e-6, atol=3e-6)
 
 
-def test_sparse_gradients_do_not_make_later_reads_copy():
+def test_sparse_gradients_do_not_make_later_reads_copy(monkeypatch):
+    monkeypatch.setattr(fused, "LARGE", 36)
     optimizer, _ = built(SGD(0.1), [(9, 4)])
 
     def rows(values):
@@ -206,10 +210,11 @@ def test_a_bad_step_changes_nothing(name, mode, bad):
     assert optimizer.stats()["skipped"] == 1
 
 
-def test_masked_rows_change_nothing_either():
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_masked_rows_change_nothing_either(jit_compile):
     optimizer, (table,) = built(SGD(0.1), [(9, 4)])
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=jit_compile)
     def step(values):
         rows = tf.IndexedSlices(values, tf.constant([1, 3]), tf.constant([9, 4]))
         optimizer.apply([rows])
@@ -232,6 +237,24 @@ def test_who_divides_by_the_scale(part):
     inner.build(variables())
     with fused.updates(inner, keras.Variable(8.0)) as divides:
         assert divides == (part == "known")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_enters_a_branch_of_xla_is_narrow(dtype):
+    optimizer, _ = built(Adam(0.1), [(3, 4)])
+
+    @tf.function(jit_compile=True)
+    def step(narrow):
+        optimizer.apply([tf.cast(narrow, "float32")])
+
+    graph = step.get_concrete_function(tf.ones((3, 4), dtype)).graph.as_graph_def()
+    (branch,) = (
+        function
+        for function in graph.library.function
+        if any(node.op == "AssignSubVariableOp" for node in function.node_def)
+    )
+    entering = [argument.type for argument in branch.signature.input_arg]
+    assert tf.as_dtype(dtype).as_datatype_enum in entering
 
 
 def test_an_own_update_step_is_kept():
