@@ -203,10 +203,10 @@ def bench(arguments: argparse.Namespace) -> None:
     models = arguments.model or list(WORKLOADS)
     results = suite.run(sections, models, policy, arguments.rounds, show)
     for section in sections:
-        show(f"\n{suite.table(section, results)}")
+        show(f"\n{suite.document(section, results)}")
     path = folder / f"bench-{'-'.join(sections)}.json"
     suite.write(path, results)
-    show(f"\nmeasured on {suite.heading(results['environment'])}\nwrote {path}")
+    show(f"\nwrote {path}")
 
 
 def show(line: str) -> None:

@@ -190,3 +190,96 @@ def test_run_steps_with_gets_a_function_that_takes_lists_of_batches():
     batch = (tf.ones((2, 4)), tf.ones((2, 1)))
     assert set(functions[0]([batch])) == {"loss"}
     assert model.optimizer.iterations == 4
+
+
+def test_replaced_attributes_are_gone_afterwards():
+    owner = keras.optimizers.SGD()
+    with pytest.raises(KeyError):
+        with private.replaced(owner, extra=1):
+            assert owner.extra == 1
+            raise KeyError
+    assert not hasattr(owner, "extra")
+
+
+def test_an_optimizer_updates_as_what_it_inherits_from():
+    class Own(keras.optimizers.Adam):
+        def update_step(self, gradient, variable, learning_rate):
+            pass
+
+    class Writes(keras.optimizers.Adam):
+        def assign_sub(self, variable, value):
+            super().assign_sub(variable, value)
+
+    adam = keras.optimizers.Adam
+    assert private.updates_as(keras.optimizers.AdamW(), adam)
+    assert not private.updates_as(keras.optimizers.SGD(), adam)
+    assert not private.updates_as(Own(), adam)
+    assert not private.updates_as(Writes(), adam)
+    patched = keras.optimizers.Adam()
+    patched.update_step = lambda *arguments: None
+    assert not private.updates_as(patched, adam)
+
+
+def test_slots_are_those_of_the_variable():
+    weights = [keras.Variable(np.ones(size)) for size in (2, 3)]
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(weights)
+    (momentum, velocity) = private.slots(
+        optimizer, weights[1].value, ["_momentums", "_velocities"]
+    )
+    assert momentum is optimizer._momentums[1].value
+    assert velocity is optimizer._velocities[1].value
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_xla_is_known_where_it_traces(compiled):
+    seen = []
+    tf.function(lambda: seen.append(private.in_xla()), jit_compile=compiled)()
+    assert seen == [compiled]
+    assert not private.in_xla()
+
+
+def test_updates_go_through_what_was_given():
+    weight = keras.Variable([1.0, 2.0])
+    optimizer = keras.optimizers.SGD(0.5)
+    optimizer.build([weight])
+    calls = []
+
+    def update(keras_update, gradients, variables, learning_rate):
+        calls.append("all")
+        keras_update([-gradient for gradient in gradients], variables, learning_rate)
+
+    def update_one(update_step, gradient, variable, learning_rate):
+        calls.append("one")
+        update_step(gradient, variable, learning_rate)
+
+    with private.updating_by(optimizer, update, update_one):
+        optimizer.apply([tf.constant([1.0, 1.0])])
+    assert calls == ["all", "one"]
+    np.testing.assert_array_equal(weight.numpy(), [1.5, 2.5])
+    optimizer.apply([tf.constant([1.0, 1.0])])
+    np.testing.assert_array_equal(weight.numpy(), [1.0, 2.0])
+
+
+def test_stacked_variables_are_read_and_added_to():
+    variables = [tf.Variable([1.0, 2.0]), tf.Variable([3.0, 4.0])]
+    np.testing.assert_array_equal(private.stacked(variables), [[1, 2], [3, 4]])
+    private.add_to(variables, tf.constant([[10.0, 0.0], [0.0, 10.0]]))
+    np.testing.assert_array_equal(private.stacked(variables), [[11, 2], [3, 14]])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32", "float32"])
+def test_only_casts_from_narrow_floats_are_done_again(dtype):
+    kinds = []
+
+    @tf.function
+    def function(tensor):
+        result = tf.cast(tensor, "float32") if dtype != "float32" else tensor + 1.0
+        again = private.cast_here(result)
+        kinds.append(again is not result)
+        return again, result
+
+    again, result = function(tf.constant([1, 2], dtype))
+    np.testing.assert_array_equal(again, result)
+    assert kinds == [dtype in private.LOW_PRECISION]
+    assert private.cast_here(again) is again  # eager

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from keras_mp.bench import workloads
 
-#: The workloads that are written in JAX. Not the one of 150 layers: XLA takes minutes to
+#: The workloads that are written in JAX. Not that of 150 layers: XLA takes minutes to
 #: compile jmp's `all_finite` of 300 gradients.
 WORKLOADS = ("wide", "embedding")
 

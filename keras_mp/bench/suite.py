@@ -50,6 +50,12 @@ def table(section: str, results: dict) -> str:
     return SECTIONS[section][1](results[section])
 
 
+def document(section: str, results: dict) -> str:
+    """The table of one section, and the machine that it was measured on."""
+    machine = heading(results["environment"])
+    return f"{table(section, results)}\n\nMeasured on {machine}."
+
+
 def _measure(section):
     if section == "gpu":
         from keras_mp.bench import gpu

@@ -1,0 +1,32 @@
+"""The tables in the documents are those that the committed results make."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from keras_mp.bench import suite
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks"
+PAGES = {
+    "optimizers": ROOT / "README.md",
+    "stages": ROOT / "docs" / "performance.md",
+    "casts": ROOT / "docs" / "performance.md",
+}
+
+
+@pytest.mark.parametrize("section", PAGES)
+def test_tables_are_those_of_the_results(section):
+    results = json.loads((RESULTS / f"bench-{section}.json").read_text())
+    pattern = rf"<!-- bench {section} -->\n(.*?)\n<!-- end -->"
+    (shown,) = re.findall(pattern, PAGES[section].read_text(), re.DOTALL)
+    assert shown == suite.document(section, results)
+
+
+def test_the_table_covers_every_cell():
+    results = json.loads((RESULTS / "bench-optimizers.json").read_text())["optimizers"]
+    cells = [suite.optimizers.title(result) for result in results]
+    wanted = suite.optimizers.cells(list(suite.optimizers.WORKLOADS))
+    assert cells == [cell.title for cell in wanted]
