@@ -53,9 +53,20 @@ def test_all_finite_looks_into_sparse_gradients(run, bad):
     assert bool(run(numerics.all_finite)(gradients)) == (bad is None)
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (300, 300)])
+def test_finite_numbers_with_an_overflowing_sum_are_told_apart(shape):
+    gradients = [tf.fill(shape, 3e38), tf.fill(shape, 3e38)]
+    assert bool(numerics.every_finite(gradients))
+    assert not bool(numerics.all_finite(gradients))  # as its docstring says
+    assert bool(numerics.all_finite([tf.fill(shape, 1e30)]))
+    bad = [tf.fill(shape, 3e38), tf.fill(shape, np.nan)]
+    assert not bool(numerics.every_finite(bad))
+
+
 @pytest.mark.parametrize("gradients", [[], [None], [None, None]], ids=str)
 def test_nothing_is_finite_and_of_size_zero(run, gradients):
     assert bool(run(lambda: numerics.all_finite(gradients))())
+    assert bool(run(lambda: numerics.every_finite(gradients))())
     assert float(run(lambda: numerics.largest(gradients))()) == 0.0
 
 

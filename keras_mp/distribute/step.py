@@ -254,9 +254,19 @@ def _update(each, step, gradients):
         step,
         verdict,
         good=lambda *finite: step.commit(each, total, *finite),
-        overflowed=lambda: _judge_apart(each, step, gradients)[1],
+        overflowed=lambda: _overflowed(each, gradients),
     )
     return verdict
+
+
+def _overflowed(each, gradients):
+    """Return a bool vector of shape (replicas,): whose own were not finite."""
+
+    def finite(gradients):
+        every = numerics.every_finite(gradients)
+        return _gather(ops.cast(every, "float32"))
+
+    return ops.equal(_one(each(finite, gradients)), 0)
 
 
 def _branch(step, verdict, good, overflowed):
