@@ -49,8 +49,8 @@ def all_finite(gradients):
     Does not synchronise with the device.
     """
     take_sum = _sum_by_product if private.in_xla() else _sum
-    sums = [take_sum(group) for group in _groups(dense_parts(gradients))]
-    return ops.isfinite(_added([ops.convert_to_tensor(0.0), *sums]))
+    sums = [take_sum(part) for part in _joined(dense_parts(gradients))]
+    return ops.isfinite(ops.sum(ops.stack([ops.convert_to_tensor(0.0), *sums])))
 
 
 def every_finite(gradients):
@@ -62,36 +62,36 @@ def every_finite(gradients):
     return ops.all(ops.stack(finite)) if finite else ops.convert_to_tensor(True)
 
 
-#: Tensors of at most so many numbers are taken together if they have one shape.
+#: Tensors of at most so many numbers are joined if they have one shape.
 _SMALL = 2**16
 
 
-def _groups(parts):
-    """Return lists of tensors: small ones of one shape and dtype, others alone."""
+def _joined(parts):
+    """Return ``parts`` with the small ones of one shape and dtype stacked.
+
+    Not added up, which would be quicker: TensorFlow makes one operation of a chain of
+    additions, and under a strategy may give it a temporary variable that two replicas
+    create under one name.
+    """
     groups = {}
     for place, part in enumerate(parts):
         small = None not in part.shape and math.prod(part.shape) <= _SMALL
         key = (tuple(part.shape), part.dtype) if small else place
         groups.setdefault(key, []).append(part)
-    return list(groups.values())
+    return [
+        ops.stack(group) if len(group) > 1 else group[0] for group in groups.values()
+    ]
 
 
-def _added(tensors):
-    # TensorFlow makes one operation of a chain of additions.
-    return functools.reduce(ops.add, tensors)
+def _sum(part):
+    return ops.cast(ops.sum(_at_least_float32(part)), "float32")
 
 
-def _sum(group):
-    total = ops.sum(_added([_at_least_float32(part) for part in group]))
-    return ops.cast(total, "float32")
-
-
-def _sum_by_product(group):
-    """Return 0 as a scalar float32 tensor; NaN if a number in ``group`` is not finite.
+def _sum_by_product(part):
+    """Return 0 as a scalar float32 tensor; NaN if a number in ``part`` is not finite.
 
     On a CPU, XLA takes a product with a column of zeros several times as fast as a sum.
     """
-    part = ops.stack(group) if len(group) > 1 else group[0]
     columns = part.shape[-1] if len(part.shape) else 1
     if not columns:
         return ops.convert_to_tensor(0.0)
