@@ -53,6 +53,18 @@ def test_all_finite_looks_into_sparse_gradients(run, bad):
     assert bool(run(numerics.all_finite)(gradients)) == (bad is None)
 
 
+def test_small_gradients_are_not_added_up():
+    # Grappler would make an AddN with a temporary variable of it, which failed on two
+    # replicas: "ALREADY_EXISTS: Resource ... tmp_var".
+    specs = [tf.TensorSpec((4, 4))] * 20 + [tf.TensorSpec((300, 300))] * 3
+    check = tf.function(lambda *gradients: numerics.all_finite(gradients))
+    kinds = [
+        op.type for op in check.get_concrete_function(*specs).graph.get_operations()
+    ]
+    assert not {"Add", "AddV2", "AddN"} & set(kinds)
+    assert kinds.count("Sum") == 1 + 3 + 1  # the small ones, the large ones, all
+
+
 @pytest.mark.parametrize("shape", [(2, 2), (300, 300)])
 def test_finite_numbers_with_an_overflowing_sum_are_told_apart(shape):
     gradients = [tf.fill(shape, 3e38), tf.fill(shape, 3e38)]
