@@ -1,8 +1,8 @@
 """What casting costs: mixed bfloat16 against pure bfloat16, and both against float32.
 
 Under a mixed policy each use of a weight casts it, and each of its gradients is cast
-back. Pure bfloat16 does neither, but a weight of 8 bits cannot take small updates: it
-is the speed to reach, not a way to train.
+back. Pure bfloat16 does neither, but its 8 significant bits cannot hold small updates:
+it is the speed to reach, not a way to train.
 """
 
 from __future__ import annotations

@@ -161,11 +161,11 @@ def _candidates(cell: Cell, policy: str, strategy) -> dict[str, Callable[[], Non
         )
         for name in steps.COMPILE
     }
-    alone = strategy is None
-    if alone and not cell.jit_compile and torch_peer.is_available():
+    one_device = strategy is None
+    if one_device and not cell.jit_compile and torch_peer.is_available():
         step = torch_peer.torch_step(cell.model, cell.optimizer, policy)
         candidates["torch"] = step
     known = cell.model in jax_peer.WORKLOADS
-    if alone and cell.jit_compile and known and jax_peer.is_available():
+    if one_device and cell.jit_compile and known and jax_peer.is_available():
         candidates["jax"] = jax_peer.jax_step(cell.model, cell.optimizer, policy)
     return candidates
