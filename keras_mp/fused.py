@@ -200,23 +200,22 @@ class _Sgd:
     def __call__(self, gradients, variables):
         gradients = [ops.cast(gradient, "float32") for gradient in gradients]
         pairs = list(zip(gradients, variables, strict=True))
-        if self._finite is not None:
-            pairs = self._masked(pairs)
-            if pairs:
-                ops.cond(self._finite, lambda: self._all_in_place(pairs), lambda: None)
-        else:
-            self._all_in_place(pairs)
+        if self._finite is None:
+            return self._all_in_place(pairs)
+        self._masked(list(filter(_is_small, pairs)))
+        large = list(itertools.filterfalse(_is_small, pairs))
+        if large:
+            ops.cond(self._finite, lambda: self._all_in_place(large), lambda: None)
 
     def _masked(self, pairs):
-        """Update the small ones of ``pairs``; return the others."""
+        """Take away changes that are 0 if the step is bad."""
         import tensorflow as tf
 
-        rate = tf.where(self._finite, self._rate, 0.0)
-        for gradient, variable in filter(_is_small, pairs):
+        rate = tf.where(self._finite, -self._rate, 0.0)
+        for places, stack in numerics.stacks([gradient for gradient, _ in pairs]):
             # Times 0 it is 0, for inf and NaN too.
-            change = tf.raw_ops.MulNoNan(x=gradient, y=rate)
-            tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=change)
-        return list(itertools.filterfalse(_is_small, pairs))
+            changes = tf.raw_ops.MulNoNan(x=ops.cast(stack, "float32"), y=rate)
+            private.add_to([pairs[place][1] for place in places], changes)
 
     def _all_in_place(self, pairs):
         for gradient, variable in pairs:
@@ -294,8 +293,8 @@ class _Adam:
         """Update variables of one shape by one compiled formula."""
         slots = list(zip(*map(self._slots, variables), strict=True))
         changes = _adam_changes()(
-            ops.stack(gradients),
-            [private.stacked(each) for each in slots],
+            ops.stack(list(map(private.before_cast, gradients))),
+            [ops.stack(private.values_of(each)) for each in slots],
             self._inverse,
             **self._numbers,
         )
@@ -313,7 +312,7 @@ def _adam_changes():
         gradient, slots, inverse, beta1_power, beta2_power, lr, beta1, beta2, epsilon
     ):
         m, v, *v_hat = slots
-        gradient *= inverse
+        gradient = tf.cast(gradient, tf.float32) * inverse
         added = [(gradient - m) * (1 - beta1), (gradient * gradient - v) * (1 - beta2)]
         m, v = m + added[0], v + added[1]
         if v_hat:

@@ -5,6 +5,7 @@ gradient: rows of a large variable, such as TensorFlow's ``IndexedSlices``, know
 by its ``values`` and ``indices``. Sparse gradients stay sparse.
 """
 
+import collections
 import functools
 import math
 
@@ -49,7 +50,7 @@ def all_finite(gradients):
     Does not synchronise with the device.
     """
     take_sum = _sum_by_product if private.in_xla() else _sum
-    sums = [take_sum(part) for part in _joined(dense_parts(gradients))]
+    sums = [take_sum(stack) for _, stack in stacks(dense_parts(gradients))]
     return ops.isfinite(ops.sum(ops.stack([ops.convert_to_tensor(0.0), *sums])))
 
 
@@ -62,25 +63,50 @@ def every_finite(gradients):
     return ops.all(ops.stack(finite)) if finite else ops.convert_to_tensor(True)
 
 
-#: Tensors of at most so many numbers are joined if they have one shape.
-_SMALL = 2**16
+def stacks(parts):
+    """Return ``parts``, the small ones of one shape and dtype stacked a few at a time.
 
+    One operation on a stack takes the place of one for each of many small tensors. A
+    small one that was cast from a narrower dtype is replaced by what it was before the
+    cast, which then need not run. Whoever asks for the same tensors in the same order
+    gets the same stacks, and TensorFlow makes them only once.
 
-def _joined(parts):
-    """Return ``parts`` with the small ones of one shape and dtype stacked.
+    Args:
+        parts: List of tensors.
 
-    Not added up, which would be quicker: TensorFlow makes one operation of a chain of
-    additions, and under a strategy may give it a temporary variable that two replicas
-    create under one name.
+    Returns:
+        A list of pairs: places in ``parts``, and a tensor with a first axis for them.
     """
-    groups = {}
+    limit = _most_numbers()
+    groups = collections.defaultdict(list)
     for place, part in enumerate(parts):
-        small = None not in part.shape and math.prod(part.shape) <= _SMALL
+        small = None not in part.shape and 2 * math.prod(part.shape) <= limit
+        if small and not private.in_xla():
+            part = private.before_cast(part)
         key = (tuple(part.shape), part.dtype) if small else place
-        groups.setdefault(key, []).append(part)
+        groups[key].append((place, part))
+    piles = [pile for group in groups.values() for pile in _cut(group, limit)]
     return [
-        ops.stack(group) if len(group) > 1 else group[0] for group in groups.values()
+        ([place for place, _ in pile], ops.stack([part for _, part in pile]))
+        for pile in piles
     ]
+
+
+def _cut(group, limit):
+    if len(group) == 1:
+        return [group]
+    height = limit // max(1, math.prod(group[0][1].shape))
+    return [group[i : i + height] for i in range(0, len(group), height)]
+
+
+def _most_numbers():
+    """Return how many numbers a stack may hold to be worth it.
+
+    TensorFlow copies from 2**13 on in several threads, which it first has to wake.
+    And the first stacks are done while the last gradients are still computed. Code
+    that XLA compiles has no such costs.
+    """
+    return 2**17 if private.in_xla() else 2**13 - 1
 
 
 def _sum(part):

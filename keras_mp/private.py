@@ -353,16 +353,17 @@ def in_xla():
     return control_flow_util.GraphOrParentsInXlaContext(graph)
 
 
-def stacked(variables):
-    """Return this replica's values of ``variables``, which have one shape, stacked."""
+def values_of(variables):
+    """Return this replica's values of TensorFlow ``variables``.
+
+    Shared, not copied, until a variable is changed.
+    """
     import tensorflow as tf
 
-    return tf.stack(
-        [
-            tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
-            for variable in variables
-        ]
-    )
+    return [
+        tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+        for variable in variables
+    ]
 
 
 def add_to(variables, changes):
@@ -376,6 +377,59 @@ def add_to(variables, changes):
         tf.raw_ops.AssignAddVariableOp(resource=variable.handle, value=change)
 
 
+def cond_of(condition, if_true, if_false, inputs):
+    """Return what `keras.ops.cond` does, in one node however many ``inputs``.
+
+    TensorFlow turns a branch into a Switch for each tensor that enters it. Hundreds of
+    them, in a step that takes milliseconds, for a branch that is hardly ever taken.
+    An If that TensorFlow's Python layer has not marked for it stays one node.
+
+    Args:
+        condition: Scalar bool tensor.
+        if_true: Called with ``inputs``, returns a list of tensors.
+        if_false: Called with ``inputs``, returns as many, of the same dtypes.
+        inputs: List of tensors on this device, handles of variables too. Neither
+            function may use any other tensor or variable.
+    """
+    import tensorflow as tf
+
+    if tf.executing_eagerly():
+        return (if_true if condition else if_false)(*inputs)
+    specs = [tf.TensorSpec(each.shape, each.dtype) for each in inputs]
+    branches = [
+        tf.function(branch, autograph=False).get_concrete_function(*specs)
+        for branch in (if_true, if_false)
+    ]
+    dtypes = [each.dtype for each in branches[0].outputs]
+    outputs = tf.raw_ops.If(
+        cond=condition,
+        input=inputs,
+        Tout=dtypes,
+        then_branch=branches[0],
+        else_branch=branches[1],
+    )
+    if not dtypes:
+        return []
+    for output, known in zip(outputs, branches[0].outputs, strict=True):
+        output.set_shape(known.shape)
+    return list(outputs)
+
+
+def before_cast(tensor):
+    """Return the float16 or bfloat16 tensor that ``tensor`` was cast from, or itself.
+
+    It holds the same numbers in half the memory. A cast whose result nobody uses is
+    not run at all.
+    """
+    import tensorflow as tf
+
+    operation = None if tf.executing_eagerly() else getattr(tensor, "op", None)
+    if operation is None or operation.type != "Cast":
+        return tensor
+    (source,) = operation.inputs
+    return source if source.dtype in (tf.float16, tf.bfloat16) else tensor
+
+
 def cast_here(gradient):
     """Return a dense ``gradient``, cast once more if it comes from a narrower dtype.
 
@@ -384,12 +438,8 @@ def cast_here(gradient):
     """
     import tensorflow as tf
 
-    operation = getattr(gradient, "op", None)
-    if operation is None or operation.type != "Cast":
-        return gradient
-    (source,) = operation.inputs
-    narrow = source.dtype in (tf.float16, tf.bfloat16)
-    return tf.cast(source, gradient.dtype) if narrow else gradient
+    source = before_cast(gradient)
+    return gradient if source is gradient else tf.cast(source, gradient.dtype)
 
 
 def raise_if(condition, message):

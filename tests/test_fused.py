@@ -124,6 +124,16 @@ def test_small_variables_of_adam_are_updated_together():
     assert counts[0] == counts[1]
 
 
+def test_small_variables_of_plain_sgd_are_updated_together():
+    """The change of all is one product, and what it multiplies is what was judged."""
+    counts = []
+    for shapes in ([(3, 4)] * 2, [(3, 4)] * 20):
+        optimizer, _ = built(SGD(0.1), shapes)
+        done = operations(optimizer, [tf.ones(shape) for shape in shapes])
+        counts.append({kind: done.count(kind) for kind in ("MulNoNan", "Unpack")})
+    assert counts[0] == counts[1] == {"MulNoNan": 1, "Unpack": 1}
+
+
 @pytest.mark.parametrize("large", [1, fused.LARGE], ids=["compiled", "Keras's own"])
 @pytest.mark.parametrize("rows", [None, 6], ids=["any number of rows", "6 rows"])
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "amsgrad", "clipped"])

@@ -65,6 +65,49 @@ def test_small_gradients_are_not_added_up():
     assert kinds.count("Sum") == 1 + 3 + 1  # the small ones, the large ones, all
 
 
+def test_stacks_hold_every_part_once():
+    parts = [
+        *[tf.fill((30, 40), float(number)) for number in range(9)],
+        tf.ones((30, 40), "float64"),
+        tf.ones((300, 300)),
+        tf.ones((300, 300)),
+        tf.zeros((0, 3)),
+        tf.zeros((0, 3)),
+        tf.constant(5.0),
+    ]
+    found = numerics.stacks(parts)
+    places = [place for places, _ in found for place in places]
+    assert sorted(places) == list(range(len(parts)))
+    for places, stack in found:
+        assert stack.dtype == parts[places[0]].dtype
+        np.testing.assert_array_equal(stack, [parts[place] for place in places])
+        assert len(places) == 1 or tf.size(stack) < 2**13
+    assert max(len(places) for places, _ in found) == 6  # of 1200 numbers each
+
+
+def kinds_behind(operation):
+    """Return the types of all operations that ``operation`` needs."""
+    needed, queue = {}, [operation]
+    while queue:
+        each = queue.pop()
+        needed[each.name] = each.type
+        queue += [tensor.op for tensor in each.inputs if tensor.op.name not in needed]
+    return list(needed.values())
+
+
+def test_small_casts_of_the_stacked_are_not_run():
+    @tf.function
+    def step(*narrow):
+        return numerics.all_finite([tf.cast(part, "float32") for part in narrow])
+
+    narrow = [tf.ones((4, 4), "bfloat16")] * 20
+    graph = step.get_concrete_function(*narrow).graph
+    (sum_of_all,) = [op for op in graph.get_operations() if op.type == "IsFinite"]
+    assert kinds_behind(sum_of_all).count("Cast") == 1
+    assert bool(step(*narrow))
+    assert not bool(step(*narrow[1:], narrow[0] * np.inf))
+
+
 @pytest.mark.parametrize("shape", [(2, 2), (300, 300)])
 def test_finite_numbers_with_an_overflowing_sum_are_told_apart(shape):
     gradients = [tf.fill(shape, 3e38), tf.fill(shape, 3e38)]

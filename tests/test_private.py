@@ -261,11 +261,62 @@ def test_updates_go_through_what_was_given():
     np.testing.assert_array_equal(weight.numpy(), [1.0, 2.0])
 
 
-def test_stacked_variables_are_read_and_added_to():
+def test_stacked_changes_are_added():
     variables = [tf.Variable([1.0, 2.0]), tf.Variable([3.0, 4.0])]
-    np.testing.assert_array_equal(private.stacked(variables), [[1, 2], [3, 4]])
     private.add_to(variables, tf.constant([[10.0, 0.0], [0.0, 10.0]]))
-    np.testing.assert_array_equal(private.stacked(variables), [[11, 2], [3, 14]])
+    np.testing.assert_array_equal(private.values_of(variables), [[11, 2], [3, 14]])
+
+
+@pytest.mark.parametrize("run", [lambda function: function, tf.function])
+@pytest.mark.parametrize("condition", [True, False])
+def test_a_condition_chooses_a_function(run, condition):
+    inputs = [tf.constant(2.0), tf.constant([3, 4])]
+
+    @run
+    def choose(condition):
+        return private.cond_of(
+            condition,
+            lambda number, _: [number, tf.constant(True)],
+            lambda number, rows: [-number, tf.size(rows) == 1],
+            inputs,
+        )
+
+    number, flag = choose(tf.constant(condition))
+    assert float(number) == (2.0 if condition else -2.0)
+    assert bool(flag) == condition
+
+
+def test_a_condition_is_one_operation_whatever_enters_it():
+    # TensorFlow lowers an If to a Switch for each input where this attribute is set.
+    specs = [tf.TensorSpec(())] * 9
+
+    @tf.function
+    def step(condition, *parts):
+        (least,) = private.cond_of(
+            condition,
+            lambda *_: [tf.constant(0.0)],
+            lambda *all: [tf.add_n(all)],
+            parts,
+        )
+        return least
+
+    graph = step.get_concrete_function(tf.TensorSpec((), "bool"), *specs).graph
+    (branch,) = [op for op in graph.get_operations() if op.type == "If"]
+    with pytest.raises(ValueError, match="_lower_using_switch_merge"):
+        branch.get_attr("_lower_using_switch_merge")
+
+
+def test_a_tensor_is_known_by_what_it_was_cast_from():
+    @tf.function
+    def function(narrow, whole):
+        assert private.before_cast(tf.cast(narrow, "float32")) is narrow
+        assert private.before_cast(narrow) is narrow
+        wide = tf.cast(whole, "float32")
+        assert private.before_cast(wide) is wide
+
+    function(tf.constant(1.0, "bfloat16"), tf.constant(1))
+    eager = tf.cast(tf.constant(1.0, "bfloat16"), "float32")
+    assert private.before_cast(eager) is eager
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32", "float32"])

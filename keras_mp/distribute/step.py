@@ -250,23 +250,32 @@ def _update(each, step, gradients):
         return verdict
     total = each(lambda gradients: _all_reduce(step, gradients), gradients)
     verdict = step.judge(_one(total))
+    own = _finite_apart(each, verdict.finite, gradients) if step.count else None
     _branch(
         step,
         verdict,
         good=lambda *finite: step.commit(each, total, *finite),
-        overflowed=lambda: _overflowed(each, gradients),
+        overflowed=lambda: ops.equal(_one(each(_gather, own)), 0),
     )
     return verdict
 
 
-def _overflowed(each, gradients):
-    """Return a bool vector of shape (replicas,): whose own were not finite."""
+def _finite_apart(each, all_finite, gradients):
+    """Return per replica 0.0 if its own gradients are not finite, else 1.0.
+
+    They are looked at only if ``all_finite``, the verdict on their sum, is false.
+    """
 
     def finite(gradients):
-        every = numerics.every_finite(gradients)
-        return _gather(ops.cast(every, "float32"))
+        (own,) = private.cond_of(
+            all_finite,
+            lambda *_: [ops.convert_to_tensor(1.0)],
+            lambda *parts: [ops.cast(numerics.every_finite(parts), "float32")],
+            numerics.dense_parts(gradients),
+        )
+        return own
 
-    return ops.equal(_one(each(finite, gradients)), 0)
+    return each(finite, gradients)
 
 
 def _branch(step, verdict, good, overflowed):

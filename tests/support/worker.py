@@ -21,6 +21,7 @@ from . import cells, processes
 
 
 def main():
+    faulthandler.enable()  # where a process dies that crashes
     faulthandler.register(signal.SIGUSR1)  # where a process waits that hangs
     job = json.load(sys.stdin)
     strategy = processes.make_strategy(job["strategy"])
