@@ -32,38 +32,57 @@ SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
 LARGE = 2**20
 
 
-def masks(optimizer, variables):
+def masks(optimizer, gradients, variables):
     """Return whether `updates` can leave everything as it is if a step is bad.
 
-    That is so with plain SGD, for which a gradient of zero changes nothing. A branch
-    costs a node for each gradient and each variable that enters it, which for small
-    variables, and in XLA for few rows of a large one, is more than the update.
+    A branch costs a node for each gradient and each variable that enters it, which for
+    small variables, and in XLA for few rows of a large one, is more than the update. It
+    can be done without with plain SGD, for which a gradient of zero changes nothing,
+    and in XLA, where new values are computed beside the old ones, for small variables.
     """
-    does_more = optimizer.momentum if private.updates_as(optimizer, SGD) else True
-    does_more = does_more or optimizer.weight_decay or optimizer.use_ema
-    can = private.in_xla() or _formula_of(optimizer) is not None
-    return can and not does_more and all(map(_is_plain, variables))
+    if _is_plain(optimizer) and all(map(_is_unconstrained, variables)):
+        return private.in_xla() or _formula_of(optimizer) is not None
+    return _chooses(gradients, variables)
 
 
-def _is_plain(variable):
+def _is_plain(optimizer):
+    if not private.updates_as(optimizer, SGD):
+        return False
+    return not (optimizer.momentum or optimizer.weight_decay or optimizer.use_ema)
+
+
+def _is_unconstrained(variable):
     constrained = getattr(variable, "constraint", None) is not None
     return not constrained and not numerics.overwrites(variable)
 
 
+def _chooses(gradients, variables):
+    """Return whether to choose between old and new values of whole variables."""
+    if not private.in_xla() or distribute.has_strategy():
+        return False
+    small = all(math.prod(variable.shape) <= _SMALL for variable in variables)
+    return small and not any(map(numerics.is_sparse, gradients))
+
+
 @contextlib.contextmanager
-def updates(optimizer, scale, finite=None):
+def updates(optimizer, scale, variables, finite=None):
     """Have ``optimizer.apply`` update in one pass where that is possible.
 
     Args:
         optimizer: A built Keras optimizer; a `keras.optimizers.MultiOptimizer` too.
         scale: Scalar float32 variable that the gradients are scaled by; None for 1.
+        variables: The variables it updates.
         finite: None; or, for an optimizer that `masks`, a scalar bool tensor: where it
-            is false, the updates change no variable.
+            is false, ``apply`` changes no variable.
 
     Returns:
         A context whose target says whether the updates divide by ``scale`` as they
         read. If not, the gradients must be divided before.
     """
+    if finite is not None and not _is_plain(optimizer):
+        with _old_unless(finite, [*variables, *optimizer.variables]):
+            yield False
+        return
     parts = private.updating_parts(optimizer)
     formulas = {part: _formula_of(part) for part in parts}
     divides = all(formulas.values()) and not any(map(_clips, [optimizer, *parts]))
@@ -80,6 +99,17 @@ def updates(optimizer, scale, finite=None):
                 continue
             stack.enter_context(private.updating_by(part, update, _update_rows))
         yield divides
+    if finite is not None:
+        counter = private.step_counter(optimizer)
+        counter.assign_sub(ops.cast(ops.logical_not(finite), counter.dtype))
+
+
+@contextlib.contextmanager
+def _old_unless(finite, variables):
+    """Give ``variables`` the values they have now again, unless ``finite``."""
+    values = distribute.values_of(variables)
+    yield
+    distribute.restore_unless(finite, variables, values)
 
 
 def _formula_of(optimizer):

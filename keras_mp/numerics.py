@@ -7,6 +7,7 @@ by its ``values`` and ``indices``. Sparse gradients stay sparse.
 
 import collections
 import functools
+import itertools
 import math
 
 import keras
@@ -49,8 +50,11 @@ def all_finite(gradients):
 
     Does not synchronise with the device.
     """
-    take_sum = _sum_by_product if private.in_xla() else _sum
-    sums = [take_sum(stack) for _, stack in stacks(dense_parts(gradients))]
+    parts = dense_parts(gradients)
+    if private.in_xla():
+        sums = [_sum_by_product(part) for part in _added_up(parts)]
+    else:
+        sums = [_sum(stack) for _, stack in stacks(parts)]
     return ops.isfinite(ops.sum(ops.stack([ops.convert_to_tensor(0.0), *sums])))
 
 
@@ -77,36 +81,57 @@ def stacks(parts):
     Returns:
         A list of pairs: places in ``parts``, and a tensor with a first axis for them.
     """
-    limit = _most_numbers()
     groups = collections.defaultdict(list)
     for place, part in enumerate(parts):
-        small = None not in part.shape and 2 * math.prod(part.shape) <= limit
-        if small and not private.in_xla():
+        small = _is_small(part, _STACK // 2)
+        if small:
             part = private.before_cast(part)
         key = (tuple(part.shape), part.dtype) if small else place
         groups[key].append((place, part))
-    piles = [pile for group in groups.values() for pile in _cut(group, limit)]
+    piles = [pile for group in groups.values() for pile in _cut(group)]
     return [
         ([place for place, _ in pile], ops.stack([part for _, part in pile]))
         for pile in piles
     ]
 
 
-def _cut(group, limit):
+#: TensorFlow stacks more numbers in several threads, which it first has to wake. And
+#: the first stacks are done while the last gradients are still computed.
+_STACK = 2**13 - 1
+
+
+def _cut(group):
     if len(group) == 1:
         return [group]
-    height = limit // max(1, math.prod(group[0][1].shape))
+    height = _STACK // max(1, math.prod(group[0][1].shape))
     return [group[i : i + height] for i in range(0, len(group), height)]
 
 
-def _most_numbers():
-    """Return how many numbers a stack may hold to be worth it.
+def _is_small(part, limit):
+    return None not in part.shape and math.prod(part.shape) <= limit
 
-    TensorFlow copies from 2**13 on in several threads, which it first has to wake.
-    And the first stacks are done while the last gradients are still computed. Code
-    that XLA compiles has no such costs.
+
+def _added_up(parts):
+    """Return ``parts``, the small ones of one shape added up in float32.
+
+    By twos, so that XLA makes few loops of it. It would make one for each part of a
+    stack. Outside XLA, TensorFlow makes one operation of many additions, and under a
+    strategy may give it a temporary variable that two replicas create under one name.
     """
-    return 2**17 if private.in_xla() else 2**13 - 1
+    groups = collections.defaultdict(list)
+    for place, part in enumerate(parts):
+        small = _is_small(part, 2**16)
+        if small:
+            part = _at_least_float32(part)
+        groups[(tuple(part.shape), part.dtype) if small else place].append(part)
+    return list(map(_total, groups.values()))
+
+
+def _total(parts):
+    while len(parts) > 1:
+        pairs = itertools.zip_longest(parts[::2], parts[1::2])
+        parts = [a if b is None else ops.add(a, b) for a, b in pairs]
+    return parts[0]
 
 
 def _sum(part):

@@ -313,30 +313,27 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         scale = None if unscaled else self.dynamic_scale
         inner = self.inner_optimizer
 
-        def update(grads, divided, finite):
+        def update(grads, divided):
             if private.in_xla():
                 grads = [private.cast_here(gradient) for gradient in grads]
             if not divided:
                 grads = self._unscaled(grads, variables, scale)
             with window.closing() if window else contextlib.nullcontext():
                 inner.apply(grads, trainable_variables)
-            if finite is not None:
-                counter = private.step_counter(inner)
-                counter.assign_sub(ops.cast(ops.logical_not(finite), counter.dtype))
 
         def commit(each, grads, finite=None):
             with (
                 private.update_only(inner),
-                fused.updates(inner, scale, finite) as divides,
+                fused.updates(inner, scale, variables, finite) as divides,
             ):
-                each(functools.partial(update, divided=divides, finite=finite), grads)
+                each(functools.partial(update, divided=divides), grads)
 
         step = distribute.Step(
             judge=lambda grads: self._judge(grads, unscaled),
             commit=commit,
             advance=self._advance,
             count=self._count_overflows if distribute.replicas() > 1 else None,
-            masks=window is None and fused.masks(inner, variables),
+            masks=window is None and fused.masks(inner, grads, variables),
             window=window,
             aggregate=aggregate_gradients,
             wire_dtype=self._all_reduce_dtype,

@@ -203,17 +203,18 @@ def test_rows_are_padded_with_zeros_to_a_power_of_two(rows, size):
     np.testing.assert_array_equal(indices[:rows], np.arange(rows))
 
 
+@pytest.mark.parametrize("shapes", [SHAPES, SHAPES[:3]], ids=["all", "small"])
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 @pytest.mark.parametrize("mode", RUNS)
 @pytest.mark.parametrize("name", INNER)
-def test_a_bad_step_changes_nothing(name, mode, bad):
-    optimizer, weights = built(INNER[name](), SHAPES)
+def test_a_bad_step_changes_nothing(name, mode, bad, shapes):
+    optimizer, weights = built(INNER[name](), shapes)
     step = RUNS[mode](lambda *grads: optimizer.apply(grads))
-    step(*map(tf.constant, gradients(0)))
+    step(*map(tf.constant, gradients(0, shapes)))
     held = weights + optimizer.inner_optimizer.variables
     before = [variable.numpy() for variable in held]
-    grads = gradients(1)
-    grads[3][2, 1] = bad
+    grads = gradients(1, shapes)
+    grads[-2].flat[1] = bad
     step(*map(tf.constant, grads))
     for variable, value in zip(held, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
@@ -245,19 +246,26 @@ def test_who_divides_by_the_scale(part):
     inner = {"known": SGD(0.1), "clipped": SGD(0.1, clipnorm=1.0)}
     inner = inner.get(part) or keras.optimizers.RMSprop(0.1)
     inner.build(variables())
-    with fused.updates(inner, keras.Variable(8.0)) as divides:
+    with fused.updates(inner, keras.Variable(8.0), []) as divides:
         assert divides == (part == "known")
+
+
+@pytest.mark.parametrize("shape, branches", [((3, 4), 0), ((130, 70), 1)])
+def test_small_variables_need_no_branch_in_xla(shape, branches):
+    optimizer, _ = built(Adam(0.1), [shape])
+    done = operations(optimizer, [tf.ones(shape)], jit_compile=True)
+    assert done.count("If") == branches
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_what_enters_a_branch_of_xla_is_narrow(dtype):
-    optimizer, _ = built(Adam(0.1), [(3, 4)])
+    optimizer, _ = built(Adam(0.1), [(130, 70)])
 
     @tf.function(jit_compile=True)
     def step(narrow):
         optimizer.apply([tf.cast(narrow, "float32")])
 
-    graph = step.get_concrete_function(tf.ones((3, 4), dtype)).graph.as_graph_def()
+    graph = step.get_concrete_function(tf.ones((130, 70), dtype)).graph.as_graph_def()
     (branch,) = (
         function
         for function in graph.library.function
@@ -283,7 +291,7 @@ def test_the_optimizer_is_as_it_was_afterwards():
     inner.build(variables())
     before = set(vars(inner))
     with pytest.raises(RuntimeError, match="in the middle"):
-        with fused.updates(inner, None):
+        with fused.updates(inner, None, []):
             assert set(vars(inner)) > before
             raise RuntimeError("in the middle")
     assert set(vars(inner)) == before

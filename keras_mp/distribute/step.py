@@ -194,7 +194,7 @@ def restore_unless(clean, variables, values):
         values: Their earlier values as tensors; under a strategy, this replica's.
     """
     if not has_strategy():
-        return _restore(clean, lambda: assign_all(variables, values))
+        return _restore_here(clean, variables, values)
     import tensorflow as tf
 
     def merged(strategy, clean, values):
@@ -405,6 +405,21 @@ def _one(values):
 
 def _here(function, *arguments):
     return function(*arguments)
+
+
+#: Up to so many numbers XLA chooses between values quicker than between branches.
+_CHOSEN = 2**16
+
+
+def _restore_here(clean, variables, values):
+    branched = []
+    for variable, value in zip(variables, values, strict=True):
+        if private.in_xla() and math.prod(variable.shape) <= _CHOSEN:
+            variable.assign(ops.where(clean, variable, value))
+        else:
+            branched.append((variable, value))
+    if branched:
+        _restore(clean, lambda: assign_all(*zip(*branched, strict=True)))
 
 
 def _restore(clean, restore):
