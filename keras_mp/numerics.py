@@ -71,9 +71,10 @@ def stacks(parts):
     """Return ``parts``, the small ones of one shape and dtype stacked a few at a time.
 
     One operation on a stack takes the place of one for each of many small tensors. A
-    small one that was cast from a narrower dtype is replaced by what it was before the
-    cast, which then need not run. Whoever asks for the same tensors in the same order
-    gets the same stacks, and TensorFlow makes them only once.
+    tensor that was cast from a narrower dtype is replaced by what it was before the
+    cast, which then need not run; but a large one in float16 is not, for which CPUs
+    have no quick operations. Whoever asks for the same tensors in the same order gets
+    the same stacks, and TensorFlow makes them only once.
 
     Args:
         parts: List of tensors.
@@ -84,15 +85,12 @@ def stacks(parts):
     groups = collections.defaultdict(list)
     for place, part in enumerate(parts):
         small = _is_small(part, _STACK // 2)
-        if small:
-            part = private.before_cast(part)
+        source = private.before_cast(part)
+        if small or _dtype(source) == "bfloat16":
+            part = source
         key = (tuple(part.shape), part.dtype) if small else place
         groups[key].append((place, part))
-    piles = [pile for group in groups.values() for pile in _cut(group)]
-    return [
-        ([place for place, _ in pile], ops.stack([part for _, part in pile]))
-        for pile in piles
-    ]
+    return [_stack(pile) for group in groups.values() for pile in _cut(group)]
 
 
 #: TensorFlow stacks more numbers in several threads, which it first has to wake. And
@@ -105,6 +103,11 @@ def _cut(group):
         return [group]
     height = _STACK // max(1, math.prod(group[0][1].shape))
     return [group[i : i + height] for i in range(0, len(group), height)]
+
+
+def _stack(pile):
+    places, parts = zip(*pile, strict=True)
+    return places, ops.expand_dims(parts[0], 0) if len(parts) == 1 else ops.stack(parts)
 
 
 def _is_small(part, limit):
@@ -135,6 +138,9 @@ def _total(parts):
 
 
 def _sum(part):
+    """Return a finite scalar float32 tensor if ``part`` and its sum in float32 are."""
+    if _dtype(part) == "bfloat16" and not _is_small(part, _STACK):
+        return _sum_by_product(part)  # reads half of what its float32 would be
     return ops.cast(ops.sum(_at_least_float32(part)), "float32")
 
 
@@ -153,8 +159,12 @@ def _sum_by_product(part):
 
 def _at_least_float32(tensor):
     """Return ``tensor`` in a dtype in which its sum does not overflow."""
-    low = keras.backend.standardize_dtype(tensor.dtype) in private.LOW_PRECISION
+    low = _dtype(tensor) in private.LOW_PRECISION
     return ops.cast(tensor, "float32") if low else tensor
+
+
+def _dtype(tensor):
+    return keras.backend.standardize_dtype(tensor.dtype)
 
 
 def largest(gradients):

@@ -113,6 +113,28 @@ def test_a_large_variable_has_one_kernel_and_no_other_pass(inner, kernel):
     assert kernel not in operations(optimizer, [tf.ones(shape)], jit_compile=True)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_large_narrow_gradient_is_cast_where_it_is_read(dtype):
+    shape = (300, 300)
+    optimizer, (weight,) = built(SGD(0.1), [shape])
+    before = weight.numpy()
+    narrow = tf.cast(tf.fill(shape, 2.0**15), dtype)
+
+    @tf.function
+    def step(narrow):
+        optimizer.apply([tf.cast(narrow, "float32")])
+
+    step(narrow)
+    np.testing.assert_allclose(weight.numpy(), before - 0.1, atol=1e-7)
+    library = step.get_concrete_function(narrow).graph.as_graph_def().library
+    kinds = [node.op for f in library.function for node in f.node_def]
+    assert "ResourceApplyGradientDescent" not in kinds
+    assert any("_XlaMustCompile" in function.attr for function in library.function)
+    step(narrow * np.inf)
+    assert optimizer.stats()["skipped"] == 1
+    np.testing.assert_allclose(weight.numpy(), before - 0.1, atol=1e-7)
+
+
 def test_small_variables_of_adam_are_updated_together():
     one, many = [(3, 4)], [(3, 4)] * 20
     counts = []

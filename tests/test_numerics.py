@@ -108,6 +108,21 @@ def test_small_casts_of_the_stacked_are_not_run():
     assert not bool(step(*narrow[1:], narrow[0] * np.inf))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, None])
+def test_all_finite_looks_at_a_large_gradient_before_its_cast(run, dtype, bad):
+    # So large that a sum in float16 would overflow.
+    numbers = np.full((300, 300), 3e4, "float32")
+    if bad is not None:
+        numbers[17, 299] = bad
+
+    @run
+    def judge(narrow):
+        return numerics.all_finite([tf.cast(narrow, "float32")])
+
+    assert bool(judge(tf.constant(numbers, dtype))) == (bad is None)
+
+
 @pytest.mark.parametrize("shape", [(2, 2), (300, 300)])
 def test_finite_numbers_with_an_overflowing_sum_are_told_apart(shape):
     gradients = [tf.fill(shape, 3e38), tf.fill(shape, 3e38)]

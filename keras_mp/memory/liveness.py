@@ -92,10 +92,18 @@ def _rewritten_sums(step, variables):
 
 
 class _Walk:
-    """Takes the operations of a graph one by one and keeps account of the buffers."""
+    """Takes the operations of a graph one by one and keeps account of the buffers.
 
-    def __init__(self, graph, heap, arguments, gradients, order, trips=1):
+    Of a graph that XLA compiles only the results have any: the updates in
+    `keras_mp.fused` are elementwise, of which XLA makes one loop.
+    """
+
+    def __init__(
+        self, graph, heap, arguments, gradients, order, trips=1, compiled=False
+    ):
         self.graph, self.heap, self.trips = graph, heap, trips
+        self.compiled = compiled
+        self.results = {graphs.source(tensor).name for tensor in graph.outputs}
         self.gradients, self.order = gradients, order
         self.operations = graphs.needed(graph)
         used = [*graph.outputs, *(t for op in self.operations for t in op.inputs)]
@@ -150,7 +158,10 @@ class _Walk:
             trips *= graphs.trips(op, [value.length for value in inputs])
         graph = max(inner, key=lambda graph: len(graph.get_operations()))
         arguments = inputs[1:] if op.type in _BRANCHES else inputs
-        walk = _Walk(graph, self.heap, arguments, self.gradients, self.order, trips)
+        compiled = self.compiled or op.node_def.attr["_XlaMustCompile"].b
+        walk = _Walk(
+            graph, self.heap, arguments, self.gradients, self.order, trips, compiled
+        )
         for value in inputs:
             self.heap.drop(value)
         for tensor, value in zip(op.outputs, walk.run(), strict=True):
@@ -181,6 +192,8 @@ class _Walk:
         for tensor in op.outputs:
             size = graphs.size_of(tensor)
             size = largest if size is None else size
+            if self.compiled and tensor.name not in self.results:
+                size = 0
             self._new(tensor, size, "casts" if cast else "activations")
 
     def _spare(self, op, inputs):
