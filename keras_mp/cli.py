@@ -121,7 +121,7 @@ def _add_bench(commands) -> None:
     parser.add_argument(
         "--section",
         action="append",
-        choices=tuple(suite.SECTIONS),
+        choices=tuple(suite.ON_CPU),
         help="on the CPU: only this one; may be repeated (default: optimizers)",
     )
     parser.add_argument(

@@ -111,7 +111,7 @@ def _stages(inner, weights, gradients):
     state = [tf.Variable(value) for value in rule.init()]
 
     def update():
-        with fused.updates(one_pass, scale):
+        with fused.updates(one_pass, scale, weights):
             one_pass.apply(gradients)
 
     def advance():

@@ -10,19 +10,27 @@ import platform
 from collections.abc import Callable
 
 from keras_mp import hardware
-from keras_mp.bench import casts, optimizers, stages, traffic
+from keras_mp.bench import casts, gpu, memory, optimizers, stages, traffic
 from keras_mp.version import __version__
 
-#: Each section of a run on the CPU: what measures, and what makes a table of it.
+#: Each section: what measures, and what makes a table of it.
 SECTIONS = {
     "optimizers": (optimizers.measure, optimizers.table),
     "stages": (stages.measure, stages.table),
     "casts": (casts.measure, casts.table),
+    "memory": (memory.measure, memory.table),
     "distribution": (
         lambda models, policy, rounds, show: traffic.measure(rounds, show),
         traffic.table,
     ),
+    "gpu": (
+        lambda models, policy, rounds, show: gpu.measure("gpu", rounds, show),
+        gpu.table,
+    ),
 }
+
+#: Those of a run on the CPU.
+ON_CPU = [section for section in SECTIONS if section != "gpu"]
 
 LIBRARIES = ("tensorflow", "tensorflow-cpu", "keras", "torch", "jax", "optax", "jmp")
 
@@ -34,34 +42,24 @@ def run(
     rounds: int,
     show: Callable[[str], None],
 ) -> dict:
-    """Measure the sections, ``"gpu"`` among them; return plain values by section."""
+    """Measure the sections; return plain values by section."""
     results = {"environment": environment(), "policy": policy, "rounds": rounds}
     for section in sections:
-        results[section] = _measure(section)(models, policy, rounds, show)
+        measure, _ = SECTIONS[section]
+        results[section] = measure(models, policy, rounds, show)
     return results
 
 
 def table(section: str, results: dict) -> str:
     """The table of one section, as Markdown."""
-    if section == "gpu":
-        from keras_mp.bench import gpu
-
-        return gpu.table(results[section])
-    return SECTIONS[section][1](results[section])
+    _, make_table = SECTIONS[section]
+    return make_table(results[section])
 
 
 def document(section: str, results: dict) -> str:
     """The table of one section, and the machine that it was measured on."""
     machine = heading(results["environment"])
     return f"{table(section, results)}\n\nMeasured on {machine}."
-
-
-def _measure(section):
-    if section == "gpu":
-        from keras_mp.bench import gpu
-
-        return lambda models, policy, rounds, show: gpu.measure("gpu", rounds, show)
-    return SECTIONS[section][0]
 
 
 def environment() -> dict:

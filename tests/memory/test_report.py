@@ -68,12 +68,10 @@ MODELS = {
 
 
 def measure(name, policy, optimizer, batch_size):
-    """Return the bytes by which this process grows at most while it trains.
-
-    On a GPU, the peak of its allocator. TensorFlow is warmed up with a small model of
-    the same kind, so that the code it loads is not counted, and the data is there.
-    """
+    """Return the bytes by which this process grows at most while it trains."""
     import tensorflow as tf
+
+    from keras_mp.bench.memory import growth
 
     build, small = MODELS[name]
     keras_mp.set_policy(policy)
@@ -87,21 +85,8 @@ def measure(name, policy, optimizer, batch_size):
         keras_mp.compile(model, optimizer, loss)
         model.fit(data, verbose=0)
 
-    train(batches(4, **small), **small)
-    data = batches(batch_size)
-    if tf.config.list_logical_devices("GPU"):
-        tf.config.experimental.reset_memory_stats("GPU:0")
-        train(data)
-        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-    before = status("VmRSS")
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    train(data)
-    return status("VmHWM") - before
-
-
-def status(field):
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(s.split()[1]) for s in lines if s.startswith(field)) * 1024
+    few, many = batches(4, **small), batches(batch_size)
+    return growth(lambda: train(few, **small), lambda: train(many))
 
 
 SHORT = [
