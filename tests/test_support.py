@@ -89,3 +89,23 @@ def test_the_tables_show_the_record():
     readme = render.README.read_text()
     assert readme == render.with_block(readme, render.block(RECORD))
     assert render.FULL.read_text() == render.full(RECORD)
+
+
+@pytest.mark.parametrize("deaths, outcome", [(1, "passed"), (2, "crashed")])
+def test_a_cell_whose_process_died_of_a_bad_address_has_a_second_try(
+    deaths, outcome, monkeypatch
+):
+    died = {"outcome": "crashed", "reason": "a process ended with status -11"}
+    results = iter([died] * deaths + [{"outcome": "passed"}])
+
+    class Group:
+        def __init__(self, wanted, truth):
+            self.cells = wanted
+
+        def results(self):
+            yield self.cells[0], next(results)
+
+    monkeypatch.setattr(runner, "_Group", Group)
+    (cell, *_) = OURS
+    found = runner._run_group([cell], {}, lambda cell, result: None)
+    assert found[cell]["outcome"] == outcome
