@@ -42,18 +42,20 @@ def masks(optimizer, gradients, variables):
     can be done without with plain SGD, for which a gradient of zero changes nothing,
     and in XLA, where new values are computed beside the old ones, for small variables.
     """
-    if _is_plain(optimizer) and all(map(_is_unconstrained, variables)):
+    if _zero_changes_nothing(optimizer, variables):
         return private.in_xla() or _formula_of(optimizer) is not None
     return _chooses(gradients, variables)
 
 
-def _is_plain(optimizer):
+def _zero_changes_nothing(optimizer, variables):
+    """Return whether an update with gradients of zero leaves everything as it is."""
     if not private.updates_as(optimizer, SGD):
         return False
-    return not (optimizer.momentum or optimizer.weight_decay or optimizer.use_ema)
+    does_more = optimizer.momentum or optimizer.weight_decay or optimizer.use_ema
+    return not does_more and all(map(_is_plain, variables))
 
 
-def _is_unconstrained(variable):
+def _is_plain(variable):
     constrained = getattr(variable, "constraint", None) is not None
     return not constrained and not numerics.overwrites(variable)
 
@@ -81,7 +83,7 @@ def updates(optimizer, scale, variables, finite=None):
         A context whose target says whether the updates divide by ``scale`` as they
         read. If not, the gradients must be divided before.
     """
-    if finite is not None and not _is_plain(optimizer):
+    if finite is not None and not _zero_changes_nothing(optimizer, variables):
         with _old_unless(finite, [*variables, *optimizer.variables]):
             yield False
         return
@@ -350,7 +352,7 @@ class _Adam:
         slots = list(zip(*map(self._slots, variables), strict=True))
         changes = _adam_changes()(
             ops.stack(list(map(private.before_cast, gradients))),
-            [ops.stack(private.values_of(each)) for each in slots],
+            [private.stacked(each) for each in slots],
             self._inverse,
             **self._numbers,
         )

@@ -353,17 +353,16 @@ def in_xla():
     return control_flow_util.GraphOrParentsInXlaContext(graph)
 
 
-def values_of(variables):
-    """Return this replica's values of TensorFlow ``variables``.
-
-    Shared, not copied, until a variable is changed.
-    """
+def stacked(variables):
+    """Return this replica's values of ``variables``, which have one shape, stacked."""
     import tensorflow as tf
 
-    return [
-        tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
-        for variable in variables
-    ]
+    return tf.stack(
+        [
+            tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+            for variable in variables
+        ]
+    )
 
 
 def add_to(variables, changes):
@@ -388,8 +387,8 @@ def cond_of(condition, if_true, if_false, inputs):
         condition: Scalar bool tensor.
         if_true: Called with ``inputs``, returns a list of tensors.
         if_false: Called with ``inputs``, returns as many, of the same dtypes.
-        inputs: List of tensors on this device, handles of variables too. Neither
-            function may use any other tensor or variable.
+        inputs: List of tensors on this device. Neither function may use any other
+            tensor or variable.
     """
     import tensorflow as tf
 
@@ -408,18 +407,16 @@ def cond_of(condition, if_true, if_false, inputs):
         then_branch=branches[0],
         else_branch=branches[1],
     )
-    if not dtypes:
-        return []
     for output, known in zip(outputs, branches[0].outputs, strict=True):
         output.set_shape(known.shape)
-    return list(outputs)
+    return outputs
 
 
 def before_cast(tensor):
     """Return the float16 or bfloat16 tensor that ``tensor`` was cast from, or itself.
 
-    It holds the same numbers in half the memory. A cast whose result nobody uses is
-    not run at all.
+    It holds the same numbers in less memory: a cast from bfloat16 to float16, which may
+    overflow, is none of these. A cast whose result nobody uses is not run at all.
     """
     import tensorflow as tf
 
@@ -427,7 +424,8 @@ def before_cast(tensor):
     if operation is None or operation.type != "Cast":
         return tensor
     (source,) = operation.inputs
-    return source if source.dtype in (tf.float16, tf.bfloat16) else tensor
+    widened = source.dtype.is_floating and source.dtype.size == 2 < tensor.dtype.size
+    return source if widened else tensor
 
 
 def cast_here(gradient):

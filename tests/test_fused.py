@@ -243,6 +243,22 @@ def test_a_bad_step_changes_nothing(name, mode, bad, shapes):
     assert optimizer.stats()["skipped"] == 1
 
 
+@pytest.mark.parametrize("mode", RUNS)
+def test_a_bad_step_does_not_apply_a_constraint(mode):
+    """Even a gradient of zero would: the start is outside of it."""
+    weight = keras.Variable(np.full((3, 4), 5.0, "float32"))
+    weight.constraint = keras.constraints.MaxNorm(1.0)
+    optimizer = keras_mp.LossScaleOptimizer(SGD(0.1))
+    optimizer.build([weight])
+    optimizer.scale_loss(0.0)
+    step = RUNS[mode](lambda grad: optimizer.apply([grad]))
+    step(tf.fill((3, 4), np.inf))
+    np.testing.assert_array_equal(weight, np.full((3, 4), 5.0))
+    assert optimizer.iterations.numpy() == 0
+    step(tf.zeros((3, 4)))
+    assert weight.numpy().max() < 1
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_masked_rows_change_nothing_either(jit_compile):
     optimizer, (table,) = built(SGD(0.1), [(9, 4)])

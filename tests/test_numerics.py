@@ -108,6 +108,14 @@ def test_small_casts_of_the_stacked_are_not_run():
     assert not bool(step(*narrow[1:], narrow[0] * np.inf))
 
 
+def test_all_finite_sees_what_a_cast_made_infinite(run):
+    @run
+    def judge(wide):
+        return numerics.all_finite([tf.cast(wide, "float16")])
+
+    assert not bool(judge(tf.constant([1.0, 1e30], "bfloat16")))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, None])
 def test_all_finite_looks_at_a_large_gradient_before_its_cast(run, dtype, bad):

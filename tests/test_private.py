@@ -261,10 +261,11 @@ def test_updates_go_through_what_was_given():
     np.testing.assert_array_equal(weight.numpy(), [1.0, 2.0])
 
 
-def test_stacked_changes_are_added():
+def test_stacked_variables_are_read_and_added_to():
     variables = [tf.Variable([1.0, 2.0]), tf.Variable([3.0, 4.0])]
+    np.testing.assert_array_equal(private.stacked(variables), [[1, 2], [3, 4]])
     private.add_to(variables, tf.constant([[10.0, 0.0], [0.0, 10.0]]))
-    np.testing.assert_array_equal(private.values_of(variables), [[11, 2], [3, 14]])
+    np.testing.assert_array_equal(private.stacked(variables), [[11, 2], [3, 14]])
 
 
 @pytest.mark.parametrize("run", [lambda function: function, tf.function])
