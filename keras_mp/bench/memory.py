@@ -21,15 +21,11 @@ SMALL = {"width": 64}
 STEPS = 6  # the allocator's peak is reached after a few
 
 
-def measure(
-    models: list[str], policy: str, rounds: int, show: Callable[[str], None]
-) -> list[dict]:
+def measure(models: list[str], show: Callable[[str], None]) -> list[dict]:
     """Train each model at two batch sizes, each time in a process of its own.
 
     Args:
         models: Names of workloads; those that are not in ``ROWS`` are left out.
-        policy: Not used: all of ``POLICIES`` are compared.
-        rounds: Not used: each training is measured once.
         show: Takes lines about the progress.
 
     Returns:

@@ -18,7 +18,10 @@ SECTIONS = {
     "optimizers": (optimizers.measure, optimizers.table),
     "stages": (stages.measure, stages.table),
     "casts": (casts.measure, casts.table),
-    "memory": (memory.measure, memory.table),
+    "memory": (
+        lambda models, policy, rounds, show: memory.measure(models, show),
+        memory.table,
+    ),
     "distribution": (
         lambda models, policy, rounds, show: traffic.measure(rounds, show),
         traffic.table,

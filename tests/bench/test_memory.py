@@ -30,7 +30,7 @@ def test_each_case_is_measured_and_predicted(monkeypatch):
     monkeypatch.setattr(memory, "ROWS", {"wide": (8,)})
     monkeypatch.setattr(memory, "POLICIES", ("mixed_bfloat16",))
     shown = []
-    results = memory.measure(["small", "wide"], "float32", 1, shown.append)
+    results = memory.measure(["small", "wide"], shown.append)
     assert len(shown) == len(results) == 2
     for result, optimizer in zip(results, ("SGD", "Adam"), strict=True):
         assert result["optimizer"] == optimizer
