@@ -436,8 +436,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             self._counters * ops.cast(ongoing, self._counters.dtype)
             + ops.cast(events, self._counters.dtype)
         )
-        for variable, value in zip(self._state_variables().values(), new, strict=True):
-            variable.assign(value)
+        variables = self._state_variables().values()
+        for variable, before, after in zip(variables, old, new, strict=True):
+            if after is not before:
+                variable.assign(after)
         if exhausted is not False:
             private.raise_if(exhausted, _EXHAUSTED)
 

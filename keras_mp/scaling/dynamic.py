@@ -20,8 +20,10 @@ class DynamicState(NamedTuple):
     Attributes:
         scale: float32, what the next loss is multiplied by.
         clean_steps: int, finite steps since the last overflow or growth.
-        hysteresis_left: int, overflows still to come before the scale backs off.
-        steps_since_rescale: int, steps since the scale was last changed by the rule.
+        hysteresis_left: int, overflows still to come before the scale backs off;
+            always 1 with a ``hysteresis`` of 1.
+        steps_since_rescale: int, steps since the scale was last changed by the rule;
+            counted only if ``overflow_tolerance`` is above 0.
         overflows_since_rescale: int, how many of those overflowed.
     """
 
@@ -127,29 +129,36 @@ class DynamicLossScale(base.LossScale):
 
     def update(self, state, verdict):
         finite = ops.cast(verdict.finite, "bool")
-        steps, overflows, hysteresis_left, back_off = self._count(state, finite)
+        state, back_off = self._count(state, finite)
         clean_steps = ops.where(finite, state.clean_steps + 1, 0)
         grow = ops.greater_equal(clean_steps, self.growth_interval)
-        refill = grow if self.hysteresis_refill == "growth" else finite
-        rescale = ops.logical_or(grow, back_off)
         growth, backoff, same = map(
             base.float32, (self.growth_factor, self.backoff_factor, 1.0)
         )
         factor = ops.where(grow, growth, ops.where(back_off, backoff, same))
-        return DynamicState(
-            scale=ops.clip(
-                ops.multiply(state.scale, factor), self.min_scale, self.max_scale
-            ),
+        scale = ops.multiply(state.scale, factor)
+        state = state._replace(
+            scale=ops.clip(scale, self.min_scale, self.max_scale),
             clean_steps=ops.where(grow, 0, clean_steps),
-            hysteresis_left=ops.where(refill, self.hysteresis, hysteresis_left),
-            steps_since_rescale=ops.where(rescale, 0, steps),
-            overflows_since_rescale=ops.where(rescale, 0, overflows),
         )
+        if self._tolerates:
+            rescale = ops.logical_or(grow, back_off)
+            state = state._replace(
+                steps_since_rescale=ops.where(rescale, 0, state.steps_since_rescale),
+                overflows_since_rescale=ops.where(
+                    rescale, 0, state.overflows_since_rescale
+                ),
+            )
+        if self._waits:
+            refill = grow if self.hysteresis_refill == "growth" else finite
+            left = ops.where(refill, self.hysteresis, state.hysteresis_left)
+            state = state._replace(hysteresis_left=left)
+        return state
 
     def exhausted(self, state, verdict):
         if self.on_floor == "hold":
             return False
-        back_off = self._count(state, ops.cast(verdict.finite, "bool"))[-1]
+        _, back_off = self._count(state, ops.cast(verdict.finite, "bool"))
         return ops.logical_and(back_off, ops.less_equal(state.scale, self.min_scale))
 
     def adopt(self, state):
@@ -157,20 +166,37 @@ class DynamicLossScale(base.LossScale):
             scale=base.clipped_scale(state.scale, self.min_scale, self.max_scale)
         )
 
+    @property
+    def _tolerates(self):
+        return self.overflow_tolerance > 0
+
+    @property
+    def _waits(self):
+        return self.hysteresis > 1
+
     def _count(self, state, finite):
-        """Count this step: (steps, overflows, hysteresis left, whether to back off)."""
-        bad = ops.logical_not(finite)
-        steps = state.steps_since_rescale + 1
-        overflows = ops.add(state.overflows_since_rescale, _as_count(bad))
-        # Division rounds correctly: a rate that equals the tolerance compares equal.
-        rate = ops.divide(ops.cast(overflows, "float32"), ops.cast(steps, "float32"))
-        intolerable = ops.greater_equal(rate, base.float32(self.overflow_tolerance))
-        strike = ops.logical_and(bad, intolerable)
-        hysteresis_left = ops.maximum(
-            ops.subtract(state.hysteresis_left, _as_count(strike)), 0
-        )
-        back_off = ops.logical_and(strike, ops.equal(hysteresis_left, 0))
-        return steps, overflows, hysteresis_left, back_off
+        """Return the state with this step's overflow counted, and whether to back off.
+
+        What no option asks for is not counted: in a step of a millisecond each count
+        is a measurable part.
+        """
+        back_off = ops.logical_not(finite)
+        if self._tolerates:
+            steps = state.steps_since_rescale + 1
+            overflows = ops.add(state.overflows_since_rescale, _as_count(back_off))
+            state = state._replace(
+                steps_since_rescale=steps, overflows_since_rescale=overflows
+            )
+            # Division rounds correctly: a rate equal to the tolerance compares equal.
+            rate = ops.divide(ops.cast(overflows, "float32"), ops.cast(steps, "float32"))
+            intolerable = ops.greater_equal(rate, base.float32(self.overflow_tolerance))
+            back_off = ops.logical_and(back_off, intolerable)
+        if self._waits:
+            left = ops.subtract(state.hysteresis_left, _as_count(back_off))
+            left = ops.maximum(left, 0)
+            state = state._replace(hysteresis_left=left)
+            back_off = ops.logical_and(back_off, ops.equal(left, 0))
+        return state, back_off
 
 
 def _as_count(event):

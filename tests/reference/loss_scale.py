@@ -79,13 +79,17 @@ class Dynamic:
             self.hysteresis_left = self.hysteresis
 
     def state(self):
-        """Return the state in the order of the rule's state."""
+        """Return the state in the order of the rule's state.
+
+        What decides nothing is not counted: a hysteresis of 1, a tolerance of 0.
+        """
+        tolerates = self.overflow_tolerance > 0
         return (
             float(self.scale),
             self.clean_steps,
-            self.hysteresis_left,
-            self.steps,
-            self.overflows,
+            self.hysteresis_left if self.hysteresis > 1 else 1,
+            self.steps if tolerates else 0,
+            self.overflows if tolerates else 0,
         )
 
 

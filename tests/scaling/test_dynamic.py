@@ -103,7 +103,12 @@ def test_clean_run_longer_than_the_interval_grows_at_the_next_clean_step():
 
 def test_cap_is_reached_and_held_and_the_run_restarts_there():
     states = run(
-        [GOOD] * 7, initial_scale=24.0, max_scale=64.0, growth_interval=2, hysteresis=3
+        [GOOD] * 7,
+        initial_scale=24.0,
+        max_scale=64.0,
+        growth_interval=2,
+        hysteresis=3,
+        overflow_tolerance=0.1,
     )
     assert scales(states) == [24.0, 48.0, 48.0, 64.0, 64.0, 64.0, 64.0]
     assert clean_steps(states) == [1, 0, 1, 0, 1, 0, 1]
@@ -117,6 +122,7 @@ def test_growth_at_the_cap_forgets_overflows_and_refills_hysteresis():
         max_scale=64.0,
         growth_interval=2,
         hysteresis=2,
+        overflow_tolerance=0.1,
     )
     assert scales(states) == [64.0] * 4
     assert hysteresis_left(states) == [1, 1, 2, 1]
@@ -256,6 +262,13 @@ def test_overflow_within_hysteresis_keeps_counting_the_share():
     states = run([BAD, GOOD, BAD], hysteresis=2, overflow_tolerance=0.6)
     assert [state.steps_since_rescale for state in states] == [1, 2, 0]
     assert [state.overflows_since_rescale for state in states] == [1, 1, 0]
+
+
+def test_what_no_option_asks_for_is_not_counted():
+    state = DynamicLossScale().init()
+    after = DynamicLossScale().update(state, Verdict(BAD))
+    # The same objects: the optimizer assigns none of them.
+    assert all(old is new for old, new in zip(state[2:], after[2:], strict=True))
 
 
 def share_state(rule, overflows, steps):
