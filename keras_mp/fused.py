@@ -236,20 +236,25 @@ class _Sgd:
         pairs = list(zip(gradients, variables, strict=True))
         if self._finite is None:
             return self._all_in_place(pairs)
-        self._masked(list(filter(_is_small, pairs)))
-        large = list(itertools.filterfalse(_is_small, pairs))
-        if large:
-            ops.cond(self._finite, lambda: self._all_in_place(large), lambda: None)
+        alone = list(itertools.filterfalse(_is_small, pairs))
+        alone += self._stacked(list(filter(_is_small, pairs)))
+        if alone:
+            ops.cond(self._finite, lambda: self._all_in_place(alone), lambda: None)
 
-    def _masked(self, pairs):
-        """Take away changes that are 0 if the step is bad."""
+    def _stacked(self, pairs):
+        """Take away changes that are 0 if the step is bad. Return who has no stack."""
         import tensorflow as tf
 
+        alone = []
         rate = tf.where(self._finite, -self._rate, 0.0)
         for places, stack in numerics.stacks([gradient for gradient, _ in pairs]):
+            if len(places) == 1:
+                alone.append(pairs[places[0]])
+                continue
             # Times 0 it is 0, for inf and NaN too.
             changes = tf.raw_ops.MulNoNan(x=ops.cast(stack, "float32"), y=rate)
             private.add_to([pairs[place][1] for place in places], changes)
+        return alone
 
     def _all_in_place(self, pairs):
         for gradient, variable in pairs:
@@ -273,7 +278,7 @@ class _Sgd:
     def _plain_in_place(self, gradient, variable):
         import tensorflow as tf
 
-        narrow = private.before_cast(gradient)
+        narrow = numerics.narrow(gradient)
         if narrow is not gradient and "CPU" in variable.device:
             _subtract()(variable.handle, narrow, self._rate)
             return
@@ -319,17 +324,19 @@ class _Adam:
         }
 
     def __call__(self, gradients, variables):
-        together = collections.defaultdict(lambda: ([], []))
-        for gradient, variable in zip(gradients, variables, strict=True):
-            gradient = ops.cast(gradient, "float32")
-            if _is_small((gradient, variable)):
-                group = together[tuple(variable.shape)]
-                group[0].append(gradient)
-                group[1].append(variable)
-            else:
-                self._in_place(gradient * self._inverse, variable)
+        together = collections.defaultdict(list)
+        alone = []
+        for pair in zip(gradients, variables, strict=True):
+            gradient, variable = pair
+            group = together[tuple(variable.shape)] if _is_small(pair) else alone
+            group.append((ops.cast(gradient, "float32"), variable))
         for group in together.values():
-            self._stacked(*group)
+            if len(group) >= numerics.STACKED:
+                self._stacked(*zip(*group, strict=True))
+            else:
+                alone += group
+        for gradient, variable in alone:
+            self._in_place(gradient * self._inverse, variable)
 
     def _slots(self, variable):
         names = ["_momentums", "_velocities"]

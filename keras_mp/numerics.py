@@ -72,42 +72,59 @@ def stacks(parts):
 
     One operation on a stack takes the place of one for each of many small tensors. A
     tensor that was cast from a narrower dtype is replaced by what it was before the
-    cast, which then need not run; but a large one in float16 is not, for which CPUs
-    have no quick operations. Whoever asks for the same tensors in the same order gets
-    the same stacks, and TensorFlow makes them only once.
+    cast, which then need not run, if it is stacked or `narrow`. Whoever asks for the
+    same tensors in the same order gets the same stacks, and TensorFlow makes them only
+    once.
 
     Args:
         parts: List of tensors.
 
     Returns:
-        A list of pairs: places in ``parts``, and a tensor with a first axis for them.
+        A list of pairs: places in ``parts``, and a tensor; with a first axis for them,
+        if they are several.
     """
     groups = collections.defaultdict(list)
     for place, part in enumerate(parts):
-        small = _is_small(part, _STACK // 2)
+        small = _is_small(part, _STACK // STACKED)
         source = private.before_cast(part)
-        if small or _dtype(source) == "bfloat16":
-            part = source
-        key = (tuple(part.shape), part.dtype) if small else place
-        groups[key].append((place, part))
-    return [_stack(pile) for group in groups.values() for pile in _cut(group)]
+        groups[(tuple(part.shape), source.dtype) if small else place].append(place)
+    return [pair for group in groups.values() for pair in _piled(parts, group)]
 
+
+def _piled(parts, places):
+    if len(places) < STACKED:
+        return [((place,), narrow(parts[place])) for place in places]
+    height = _STACK // max(1, math.prod(parts[places[0]].shape))
+    count = math.ceil(len(places) / height)
+    cuts = [place * len(places) // count for place in range(count + 1)]
+    piles = [places[start:end] for start, end in itertools.pairwise(cuts)]
+    return [(pile, _stack([parts[place] for place in pile])) for pile in piles]
+
+
+def _stack(parts):
+    return ops.stack(list(map(private.before_cast, parts)))
+
+
+#: So many small tensors of one shape, at least, are worth a stack.
+STACKED = 4
 
 #: TensorFlow stacks more numbers in several threads, which it first has to wake. And
 #: the first stacks are done while the last gradients are still computed.
 _STACK = 2**13 - 1
 
 
-def _cut(group):
-    if len(group) == 1:
-        return [group]
-    height = _STACK // max(1, math.prod(group[0][1].shape))
-    return [group[i : i + height] for i in range(0, len(group), height)]
+def narrow(part):
+    """Return what ``part`` was cast from if that is quicker to read, else ``part``.
+
+    It is if it holds many numbers in bfloat16. For float16 CPUs have no quick
+    operations, and for few numbers starting such an operation takes longer than a cast.
+    """
+    source = private.before_cast(part)
+    return source if _is_narrow(source) else part
 
 
-def _stack(pile):
-    places, parts = zip(*pile, strict=True)
-    return places, ops.expand_dims(parts[0], 0) if len(parts) == 1 else ops.stack(parts)
+def _is_narrow(part):
+    return _dtype(part) == "bfloat16" and not _is_small(part, 2**16)
 
 
 def _is_small(part, limit):
@@ -139,7 +156,7 @@ def _total(parts):
 
 def _sum(part):
     """Return a finite scalar float32 tensor if ``part`` and its sum in float32 are."""
-    if _dtype(part) == "bfloat16" and not _is_small(part, _STACK):
+    if _is_narrow(part):
         return _sum_by_product(part)  # reads half of what its float32 would be
     return ops.cast(ops.sum(_at_least_float32(part)), "float32")
 

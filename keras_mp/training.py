@@ -214,17 +214,21 @@ def _protected(model, train_step):
         if model.run_eagerly:
             # A traced function has created all variables before its first real step.
             private.build_for(model, data)
-        skipped = [optimizer.skipped_steps for optimizer in optimizers]
+        skipped = _skipped(optimizers)
         variables = model.non_trainable_variables + model.metrics_variables
         values = distribute.values_of(variables)
         logs = train_step(data)
-        skipped_now = [optimizer.skipped_steps for optimizer in optimizers]
-        clean = ops.all(ops.equal(ops.stack(skipped), ops.stack(skipped_now)))
+        clean = ops.equal(skipped, _skipped(optimizers))
         distribute.restore_unless(clean, variables, values)
         return _logs_of(model, logs, clean)
 
     protected._keras_mp_optimizers = in_use
     return protected
+
+
+def _skipped(optimizers):
+    """Return how many steps all ``optimizers`` together have skipped."""
+    return functools.reduce(ops.add, [each.skipped_steps for each in optimizers])
 
 
 def _logs_of(model, logs, clean):

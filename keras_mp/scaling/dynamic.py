@@ -188,7 +188,9 @@ class DynamicLossScale(base.LossScale):
                 steps_since_rescale=steps, overflows_since_rescale=overflows
             )
             # Division rounds correctly: a rate equal to the tolerance compares equal.
-            rate = ops.divide(ops.cast(overflows, "float32"), ops.cast(steps, "float32"))
+            rate = ops.divide(
+                ops.cast(overflows, "float32"), ops.cast(steps, "float32")
+            )
             intolerable = ops.greater_equal(rate, base.float32(self.overflow_tolerance))
             back_off = ops.logical_and(back_off, intolerable)
         if self._waits:
