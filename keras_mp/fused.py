@@ -239,7 +239,7 @@ class _Sgd:
         alone = list(itertools.filterfalse(_is_small, pairs))
         alone += self._stacked(list(filter(_is_small, pairs)))
         if alone:
-            ops.cond(self._finite, lambda: self._all_in_place(alone), lambda: None)
+            private.cond(self._finite, lambda: self._all_in_place(alone), lambda: None)
 
     def _stacked(self, pairs):
         """Take away changes that are 0 if the step is bad. Return who has no stack."""
@@ -329,13 +329,15 @@ class _Adam:
         for pair in zip(gradients, variables, strict=True):
             gradient, variable = pair
             group = together[tuple(variable.shape)] if _is_small(pair) else alone
-            group.append((ops.cast(gradient, "float32"), variable))
+            group.append((numerics.narrow(gradient), variable))
         for group in together.values():
             if len(group) >= numerics.STACKED:
                 self._stacked(*zip(*group, strict=True))
             else:
                 alone += group
         for gradient, variable in alone:
+            # Cast here, a temporary takes the product in place.
+            gradient = ops.cast(gradient, "float32")
             self._in_place(gradient * self._inverse, variable)
 
     def _slots(self, variable):

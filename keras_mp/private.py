@@ -376,40 +376,33 @@ def add_to(variables, changes):
         tf.raw_ops.AssignAddVariableOp(resource=variable.handle, value=change)
 
 
-def cond_of(condition, if_true, if_false, inputs):
-    """Return what `keras.ops.cond` does, in one node however many ``inputs``.
+def cond(condition, if_true, if_false):
+    """Do what `keras.ops.cond` does, in one node however many tensors enter it.
 
-    TensorFlow turns a branch into a Switch for each tensor that enters it. Hundreds of
-    them, in a step that takes milliseconds, for a branch that is hardly ever taken.
-    An If that TensorFlow's Python layer has not marked for it stays one node.
+    TensorFlow turns a branch into a Switch for each tensor that enters it, which for
+    hundreds of gradients and variables takes longer than what the branch does. It
+    leaves the If as it is where functions are traced for its single-threaded executor,
+    which has no Switch; the public setting of that executor is what asks for it here.
+    Calls inside the branches are traced as always.
 
-    Args:
-        condition: Scalar bool tensor.
-        if_true: Called with ``inputs``, returns a list of tensors.
-        if_false: Called with ``inputs``, returns as many, of the same dtypes.
-        inputs: List of tensors on this device. Neither function may use any other
-            tensor or variable.
+    Not for branches that reach several devices: an If is done on one.
     """
+    if keras.backend.backend() != "tensorflow":
+        return keras.ops.cond(condition, if_true, if_false)
     import tensorflow as tf
 
-    if tf.executing_eagerly():
-        return (if_true if condition else if_false)(*inputs)
-    specs = [tf.TensorSpec(each.shape, each.dtype) for each in inputs]
-    branches = [
-        tf.function(branch, autograph=False).get_concrete_function(*specs)
-        for branch in (if_true, if_false)
-    ]
-    dtypes = [each.dtype for each in branches[0].outputs]
-    outputs = tf.raw_ops.If(
-        cond=condition,
-        input=inputs,
-        Tout=dtypes,
-        then_branch=branches[0],
-        else_branch=branches[1],
-    )
-    for output, known in zip(outputs, branches[0].outputs, strict=True):
-        output.set_shape(known.shape)
-    return outputs
+    executor = tf.experimental.function_executor_type
+
+    def usual(branch):
+        with executor(""):
+            return branch()
+
+    with executor("SINGLE_THREADED_EXECUTOR"):
+        return keras.ops.cond(
+            condition,
+            functools.partial(usual, if_true),
+            functools.partial(usual, if_false),
+        )
 
 
 def before_cast(tensor):

@@ -22,8 +22,8 @@ INNER = {
     "schedule": lambda: SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)),
     "other": lambda: keras.optimizers.RMSprop(0.1),
 }
-# Two of a shape that is stacked, one alone, one for a kernel, one scalar.
-SHAPES = [(3, 4), (3, 4), (5,), (130, 70), ()]
+# Four of a shape that is stacked, one alone, one large one, one scalar.
+SHAPES = [*[(3, 4)] * 4, (5,), (130, 70), ()]
 
 RUNS = {
     "eager": lambda function: function,
@@ -34,7 +34,10 @@ RUNS = {
 
 def variables(shapes=SHAPES, dtype="float32"):
     random = np.random.default_rng(0)
-    return [keras.Variable(random.normal(size=s), dtype=dtype) for s in shapes]
+    return [
+        keras.Variable(random.normal(size=shape), dtype=dtype, name=f"weight_{place}")
+        for place, shape in enumerate(shapes)
+    ]
 
 
 def gradients(step, shapes=SHAPES):
@@ -66,10 +69,10 @@ def train(inner, mode, dtype="float32", steps=4, scale=1024.0):
 @pytest.mark.parametrize("name", INNER)
 def test_updates_are_those_of_keras(name, mode, dtype):
     ours = train(INNER[name], mode, dtype)
-    bare = train(INNER[name], mode, dtype, scale=None)
+    # Eager: a graph joins constant factors, and so rounds in another order.
+    bare = train(INNER[name], "eager", dtype, scale=None)
     # Adam's 1 - beta_2 is taken in float32 here, and in Python by Keras: 5e-5 of it, so
-    # 2.5e-5 of an update, of which there are four of 0.1. Other dtypes are Keras's, but
-    # its graphs round in another order than its eager steps.
+    # 2.5e-5 of an update, of which there are four of 0.1. Other dtypes are Keras's.
     rounding = {"float32": 3e-5, "float64": 1e-12, "bfloat16": 1e-6}[dtype]
     for a, b in zip(ours, bare, strict=True):
         a, b = (np.asarray(v.numpy(), "float64") for v in (a, b))
@@ -351,7 +354,7 @@ def test_the_optimizer_is_as_it_was_afterwards():
 
 def test_parts_of_a_multi_optimizer_are_replaced_one_by_one():
     def inner():
-        rules = {".*0": SGD(0.1)}
+        rules = {".*[05]": SGD(0.1)}  # a small and a large one
         by_path = keras.optimizers.OptimizerMap(Adam(0.1), rules)
         return keras.optimizers.MultiOptimizer(by_path)
 

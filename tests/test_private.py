@@ -271,15 +271,14 @@ def test_stacked_variables_are_read_and_added_to():
 @pytest.mark.parametrize("run", [lambda function: function, tf.function])
 @pytest.mark.parametrize("condition", [True, False])
 def test_a_condition_chooses_a_function(run, condition):
-    inputs = [tf.constant(2.0), tf.constant([3, 4])]
+    number, rows = tf.constant(2.0), tf.constant([3, 4])
 
     @run
     def choose(condition):
-        return private.cond_of(
+        return private.cond(
             condition,
-            lambda number, _: [number, tf.constant(True)],
-            lambda number, rows: [-number, tf.size(rows) == 1],
-            inputs,
+            lambda: [number, tf.constant(True)],
+            lambda: [-number, tf.size(rows) == 1],
         )
 
     number, flag = choose(tf.constant(condition))
@@ -289,22 +288,27 @@ def test_a_condition_chooses_a_function(run, condition):
 
 def test_a_condition_is_one_operation_whatever_enters_it():
     # TensorFlow lowers an If to a Switch for each input where this attribute is set.
-    specs = [tf.TensorSpec(())] * 9
-
     @tf.function
     def step(condition, *parts):
-        (least,) = private.cond_of(
-            condition,
-            lambda *_: [tf.constant(0.0)],
-            lambda *all: [tf.add_n(all)],
-            parts,
-        )
-        return least
+        def inner():
+            executors.append(context.context().function_call_options.executor_type)
+            return tf.cond(parts[0] > 1.0, lambda: tf.add_n(parts), lambda: 1.0)
 
-    graph = step.get_concrete_function(tf.TensorSpec((), "bool"), *specs).graph
-    (branch,) = [op for op in graph.get_operations() if op.type == "If"]
+        return private.cond(condition, lambda: tf.constant(0.0), inner)
+
+    from tensorflow.python.eager import context
+
+    executors = []
+    specs = [tf.TensorSpec((), "bool"), *[tf.TensorSpec(())] * 9]
+    graph = step.get_concrete_function(*specs).graph
+    (branch,) = [op for op in graph.get_operations() if "If" in op.type]
     with pytest.raises(ValueError, match="_lower_using_switch_merge"):
         branch.get_attr("_lower_using_switch_merge")
+    # What a branch traces by itself is as always.
+    nodes = [node for f in graph.as_graph_def().library.function for node in f.node_def]
+    (nested,) = [node for node in nodes if "If" in node.op]
+    assert nested.attr["_lower_using_switch_merge"].b
+    assert executors == [""]
 
 
 def test_a_tensor_is_known_by_what_it_was_cast_from():

@@ -234,7 +234,13 @@ def _accumulate(each, step, gradients):
         )
         return _known(verdict)
 
-    return Verdict(*ops.cond(step.window.is_last(), close, collect))
+    return Verdict(*_cond(step.window.is_last(), close, collect))
+
+
+def _cond(condition, if_true, if_false):
+    """Branch where the replicas meet, or on one device."""
+    branch = ops.cond if has_strategy() else private.cond
+    return branch(condition, if_true, if_false)
 
 
 def _update(each, step, gradients):
@@ -267,13 +273,11 @@ def _finite_apart(each, all_finite, gradients):
     """
 
     def finite(gradients):
-        (own,) = private.cond_of(
+        return private.cond(
             all_finite,
-            lambda *_: [ops.convert_to_tensor(1.0)],
-            lambda *parts: [ops.cast(numerics.every_finite(parts), "float32")],
-            numerics.dense_parts(gradients),
+            lambda: ops.convert_to_tensor(1.0),
+            lambda: ops.cast(numerics.every_finite(gradients), "float32"),
         )
-        return own
 
     return each(finite, gradients)
 
@@ -286,7 +290,7 @@ def _branch(step, verdict, good, overflowed):
             step.count(overflowed())
 
     if not step.masks:
-        ops.cond(verdict.finite, lambda: nothing(good()), bad)
+        _cond(verdict.finite, lambda: nothing(good()), bad)
         return
     good(verdict.finite)
     if step.count:
@@ -423,7 +427,7 @@ def _restore_here(clean, variables, values):
 
 
 def _restore(clean, restore):
-    ops.cond(clean, nothing, lambda: nothing(restore()))
+    _cond(clean, nothing, lambda: nothing(restore()))
 
 
 def assign_all(variables, values):
