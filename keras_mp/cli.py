@@ -141,7 +141,7 @@ def _add_bench(commands) -> None:
         type=_positive(int),
         default=15,
         metavar="N",
-        help="of which the median is taken (default: 15)",
+        help="of each instance of a model, for the median (default: 15)",
     )
     parser.add_argument(
         "--output",

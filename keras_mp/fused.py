@@ -325,11 +325,10 @@ class _Adam:
 
     def __call__(self, gradients, variables):
         together = collections.defaultdict(list)
-        alone = []
         for pair in zip(gradients, variables, strict=True):
-            gradient, variable = pair
-            group = together[tuple(variable.shape)] if _is_small(pair) else alone
-            group.append((numerics.narrow(gradient), variable))
+            _, variable = pair
+            together[tuple(variable.shape) if _is_small(pair) else None].append(pair)
+        alone = together.pop(None, [])
         for group in together.values():
             if len(group) >= numerics.STACKED:
                 self._stacked(*zip(*group, strict=True))
@@ -337,7 +336,7 @@ class _Adam:
                 alone += group
         for gradient, variable in alone:
             # Cast here, a temporary takes the product in place.
-            gradient = ops.cast(gradient, "float32")
+            gradient = ops.cast(private.before_cast(gradient), "float32")
             self._in_place(gradient * self._inverse, variable)
 
     def _slots(self, variable):

@@ -385,12 +385,15 @@ def cond(condition, if_true, if_false):
     which has no Switch; the public setting of that executor is what asks for it here.
     Calls inside the branches are traced as always.
 
-    Not for branches that reach several devices: an If is done on one.
+    An If is done on one device. So this is not for branches that reach several, and
+    where there is a GPU, to whose variables some on the CPU come, it is Keras's own.
     """
     if keras.backend.backend() != "tensorflow":
         return keras.ops.cond(condition, if_true, if_false)
     import tensorflow as tf
 
+    if tf.config.list_logical_devices("GPU"):
+        return keras.ops.cond(condition, if_true, if_false)
     executor = tf.experimental.function_executor_type
 
     def usual(branch):

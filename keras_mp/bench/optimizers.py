@@ -6,6 +6,7 @@ take turns.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import gc
 import statistics
@@ -53,7 +54,7 @@ def measure(
 
     Returns:
         For each cell a dict of its fields and ``seconds``: for each candidate, a list
-        with the seconds per step of each round.
+        with the seconds per step of each round, of `INSTANCES` times ``rounds``.
     """
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells(models):
@@ -143,13 +144,21 @@ def _time_all(group: list[Cell], policy: str, rounds: int) -> list[dict]:
     return [_time(cell, policy, rounds, strategy) for cell in group]
 
 
+#: XLA's steps differ by up to 10 % between two compilations of one program, and other
+#: steps a little, by where in memory things happen to lie.
+INSTANCES = 3
+
+
 def _time(cell, policy, rounds, strategy):
-    candidates = _candidates(cell, policy, strategy)
-    seconds = timing.paired_rounds(candidates, rounds)
-    del candidates
-    keras.backend.clear_session()
-    gc.collect()
-    return dataclasses.asdict(cell) | {"seconds": seconds}
+    seconds = collections.defaultdict(list)
+    for _ in range(INSTANCES):
+        candidates = _candidates(cell, policy, strategy)
+        for name, each in timing.paired_rounds(candidates, rounds).items():
+            seconds[name] += each
+        del candidates
+        keras.backend.clear_session()
+        gc.collect()
+    return dataclasses.asdict(cell) | {"seconds": dict(seconds)}
 
 
 def _candidates(cell: Cell, policy: str, strategy) -> dict[str, Callable[[], None]]:

@@ -100,6 +100,11 @@ def functions(graph, op):
     ]
 
 
+def is_lowered(op):
+    """Return whether TensorFlow puts the branches of ``op`` in its place."""
+    return op.node_def.attr["_lower_using_switch_merge"].b
+
+
 def trips(op, lengths):
     """Return how often a loop runs: at most, or as often as its lists are long.
 

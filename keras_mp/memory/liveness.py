@@ -150,7 +150,8 @@ class _Walk:
     def _call(self, op, inputs):
         """Walk through a function, one round of a loop or the longest of the branches.
 
-        The inner graph uses up the arguments, as if its operations stood here.
+        The inner graph uses up the arguments, as if its operations stood here; but an
+        If that is not lowered to switches holds them until its end.
         """
         inner, trips = graphs.functions(self.graph, op), self.trips
         if op.type in _LOOPS:
@@ -162,9 +163,11 @@ class _Walk:
         walk = _Walk(
             graph, self.heap, arguments, self.gradients, self.order, trips, compiled
         )
+        holds = op.type in _BRANCHES and not graphs.is_lowered(op)
+        results = walk.run() if holds else None
         for value in inputs:
             self.heap.drop(value)
-        for tensor, value in zip(op.outputs, walk.run(), strict=True):
+        for tensor, value in zip(op.outputs, results or walk.run(), strict=True):
             self._keep(tensor, value)
 
     def _execute(self, op, inputs):

@@ -120,9 +120,10 @@ def test_models_of_own_classes():
 
 
 def kinds_of_operations(optimizer):
-    """Return the kinds of operations in the step of a model with small variables."""
+    """Return the kinds of operations in the step of many small variables."""
     loss = "mse"
-    model = small()
+    equal = [layers.Dense(4) for _ in range(4)]
+    model = keras.Sequential([keras.Input((4,)), *equal])
     step, _, _ = trace.trace(
         trace.recipe(model),
         trace.specs_of(model, 8, loss, None),
