@@ -23,6 +23,8 @@ _IN_PLACE = set(
     "Softmax Softplus SoftplusGrad Softsign SoftsignGrad Sqrt SqrtGrad Square "
     "SquaredDifference Sub Tanh TanhGrad Xdivy Xlogy".split()
 )
+#: Part of the report that a cast belongs to, by the part of what it casts.
+_OF_CASTS = {"weights": "casts", "gradients": "gradients"}
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 _BRANCHES = {"If", "StatelessIf", "Case"}
 _LOOPS = {"While", "StatelessWhile"}
@@ -191,13 +193,15 @@ class _Walk:
                 self.heap.move(spare, "gradients")
             return self._share(op.outputs[0], spare)
         largest = max((value.size for value in inputs), default=0)
-        cast = op.type == "Cast" and inputs[0].part == "weights"
+        part = "activations"
+        if op.type == "Cast":
+            part = _OF_CASTS.get(inputs[0].part, part)
         for tensor in op.outputs:
             size = graphs.size_of(tensor)
             size = largest if size is None else size
             if self.compiled and tensor.name not in self.results:
                 size = 0
-            self._new(tensor, size, "casts" if cast else "activations")
+            self._new(tensor, size, part)
 
     def _spare(self, op, inputs):
         """Return a buffer that nothing else needs and that the output fits exactly."""

@@ -9,7 +9,7 @@ import random
 
 import keras
 
-from keras_mp import policies, private, training
+from keras_mp import numerics, policies, private, training
 
 
 def recipe(model):
@@ -136,7 +136,8 @@ def _record_gradients(optimizer, names):
 
     def recording(gradients, *args, **kwargs):
         gradients = list(gradients)
-        names.update(getattr(gradient, "name", None) for gradient in gradients)
+        for gradient in numerics.dense_parts(gradients):
+            names.update({gradient.name, private.before_cast(gradient).name})
         return apply(gradients, *args, **kwargs)
 
     optimizer.apply = recording

@@ -28,9 +28,10 @@ def test_a_skipped_steps_branch_is_part_of_the_step():
 def test_gradients_are_told_apart():
     model = keras.Sequential([keras.Input((512,)), layers.Dense(512)])
     gradient = 512 * 512 * 4
-    for policy in ("float32", "mixed_float16"):
+    # In float16 it is there twice, as it was computed and as it is judged.
+    for policy, copies in ("float32", 1.0), ("mixed_float16", 1.5):
         report = memory.memory_report(model, 1, policy)
-        assert gradient <= report.gradients <= 1.1 * gradient
+        assert 1.0 <= report.gradients / (copies * gradient) <= 1.1
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
