@@ -51,7 +51,7 @@ ROOMS = {
         "training",
         "version",
     },
-    "memory": {"optimizer", "policies", "private", "training"},
+    "memory": {"numerics", "optimizer", "policies", "private", "training"},
     "bench": {
         "compare",
         "fused",
