@@ -33,17 +33,20 @@ SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
 #: From so many numbers on, copying a variable takes longer than XLA takes for its rows.
 LARGE = 2**20
 
+#: Stacks of so many small gradients are quicker than a branch that takes them in.
+MANY = 100
+
 
 def masks(optimizer, gradients, variables):
     """Return whether `updates` can leave everything as it is if a step is bad.
 
-    A branch costs a node for each gradient and each variable that enters it, which for
-    small variables, and in XLA for few rows of a large one, is more than the update. It
-    can be done without with plain SGD, for which a gradient of zero changes nothing,
-    and in XLA, where new values are computed beside the old ones, for small variables.
+    A branch takes in each gradient and each variable, which for many small variables,
+    and in XLA for few rows of a large one, takes longer than the update. It can be done
+    without with plain SGD, for which a gradient of zero changes nothing, and in XLA,
+    where new values are computed beside the old ones, for small variables.
     """
     if _zero_changes_nothing(optimizer, variables):
-        return private.in_xla() or _formula_of(optimizer) is not None
+        return private.in_xla() or _stacks_many(optimizer, gradients, variables)
     return _chooses(gradients, variables)
 
 
@@ -53,6 +56,14 @@ def _zero_changes_nothing(optimizer, variables):
         return False
     does_more = optimizer.momentum or optimizer.weight_decay or optimizer.use_ema
     return not does_more and all(map(_is_plain, variables))
+
+
+def _stacks_many(optimizer, gradients, variables):
+    if _formula_of(optimizer) is None:
+        return False
+    pairs = zip(gradients, (variable.value for variable in variables), strict=True)
+    dense = (pair for pair in pairs if not numerics.is_sparse(pair[0]))
+    return sum(map(_is_small, dense)) >= MANY
 
 
 def _is_plain(variable):

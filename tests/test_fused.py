@@ -163,14 +163,23 @@ def test_too_few_small_variables_have_a_kernel_each():
         assert "Unpack" not in done
 
 
-def test_small_variables_of_plain_sgd_are_updated_together():
+def test_many_small_variables_of_plain_sgd_are_updated_together():
     """The change of all is one product, and what it multiplies is what was judged."""
     counts = []
-    for shapes in ([(3, 4)] * 4, [(3, 4)] * 20):
+    for many in (fused.MANY, 2 * fused.MANY):
+        shapes = [(3, 4)] * many
         optimizer, _ = built(SGD(0.1), shapes)
         done = operations(optimizer, [tf.ones(shape) for shape in shapes])
-        counts.append({kind: done.count(kind) for kind in ("MulNoNan", "Unpack")})
-    assert counts[0] == counts[1] == {"MulNoNan": 1, "Unpack": 1}
+        counts.append({kind: done.count(kind) for kind in ("MulNoNan", "Unpack", "If")})
+    assert counts[0] == counts[1] == {"MulNoNan": 1, "Unpack": 1, "If": 0}
+
+
+def test_fewer_small_variables_of_plain_sgd_have_a_kernel_each_in_a_branch():
+    shapes = [(3, 4)] * (fused.MANY - 1)
+    optimizer, _ = built(SGD(0.1), shapes)
+    done = operations(optimizer, [tf.ones(shape) for shape in shapes])
+    assert done.count("ResourceApplyGradientDescent") == len(shapes)
+    assert "MulNoNan" not in done and done.count("If") == 1
 
 
 @pytest.mark.parametrize("large", [1, fused.LARGE], ids=["compiled", "Keras's own"])
@@ -242,11 +251,13 @@ def test_rows_are_padded_with_zeros_to_a_power_of_two(rows, size):
     np.testing.assert_array_equal(indices[:rows], np.arange(rows))
 
 
+@pytest.mark.parametrize("many", [1, 100], ids=["masks", "branches"])
 @pytest.mark.parametrize("shapes", [SHAPES, SHAPES[:3]], ids=["all", "small"])
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 @pytest.mark.parametrize("mode", RUNS)
 @pytest.mark.parametrize("name", INNER)
-def test_a_bad_step_changes_nothing(name, mode, bad, shapes):
+def test_a_bad_step_changes_nothing(name, mode, bad, shapes, many, monkeypatch):
+    monkeypatch.setattr(fused, "MANY", many)
     optimizer, weights = built(INNER[name](), shapes)
     step = RUNS[mode](lambda *grads: optimizer.apply(grads))
     step(*map(tf.constant, gradients(0, shapes)))
@@ -277,7 +288,8 @@ def test_a_bad_step_does_not_apply_a_constraint(mode):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_masked_rows_change_nothing_either(jit_compile):
+def test_masked_rows_change_nothing_either(jit_compile, monkeypatch):
+    monkeypatch.setattr(fused, "MANY", 0)
     optimizer, (table,) = built(SGD(0.1), [(9, 4)])
 
     @tf.function(jit_compile=jit_compile)
