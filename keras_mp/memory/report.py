@@ -18,11 +18,13 @@ from keras_mp.memory import liveness, trace
 from keras_mp.memory.allocator import measured_by
 from keras_mp.optimizer import LossScaleOptimizer
 
-# What a process grows by beyond the tensors when it first trains on a CPU: the graph,
-# small tensors and the kernels' scratch memory, which malloc keeps for each thread.
-# Mean over ten trainings of three kinds of model that took 200 to 500 MB (26 to 114 MB
-# each, whatever the batch size), with TensorFlow 2.21 on two cores.
-_RUNTIME = 2**26
+# What a process grows by beyond the tensors when it trains on a CPU: the graph, small
+# tensors and constants that TensorFlow folds, of which malloc keeps some for each
+# thread, and the kernels' scratch memory, which grows with what they work on. Fitted to
+# medians of four trainings each of the 24 cases in `benchmarks/bench-memory.json`, of
+# 180 to 920 MB, with TensorFlow 2.21 on two cores.
+_RUNTIME = 36_000_000
+_RUNTIME_SHARE = 0.1
 _PARTS = (
     "weights optimizer_state gradients casts activations fragmentation runtime".split()
 )
@@ -43,8 +45,9 @@ class MemoryReport:
             their gradients, the batch and temporaries.
         fragmentation: What the allocator holds beyond that, because its free blocks
             do not fit.
-        runtime: On a CPU 64 MiB, an average of what TensorFlow takes for graphs,
-            threads and kernels. 0 on a GPU, whose allocator does not count it.
+        runtime: On a CPU 36 MB and a tenth of all else, an average of what TensorFlow
+            takes for graphs, threads and kernels. 0 on a GPU, whose allocator does not
+            count it.
     """
 
     policy: str
@@ -112,7 +115,7 @@ def memory_report(
     GPU, the peak of TensorFlow's allocator, and on a CPU by how much the process grows.
 
     Most predictions for a CPU were within 15 % of what was measured for trainings of
-    200 to 550 MB, the worst 19 %; the same training measured again differs by up to
+    150 to 900 MB, the worst 21 %; the same training measured again differs by up to
     16 %. Smaller ones are lost in ``runtime``, which varies. No GPU was measured. Not
     counted: the data set and its pipeline, metrics, the workspace of convolution
     libraries, and what XLA (``jit_compile``, Keras's default on a GPU) saves or adds.
@@ -175,11 +178,17 @@ def memory_report(
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             step = thread.submit(trace.trace, recipe, specs, policy, optimizer, loss)
             parts = liveness.peak(*step.result())
-        parts["runtime"] = 0 if measured_by() == "in use" else _RUNTIME
+        parts["runtime"] = _runtime(sum(parts.values()))
         parts = {part: parts.get(part, 0) for part in _PARTS}
         return MemoryReport(name, batch_size, **parts, _predict=predict)
 
     return predict(batch_size)
+
+
+def _runtime(tensors):
+    if measured_by() == "in use":
+        return 0
+    return _RUNTIME + round(_RUNTIME_SHARE * tensors)
 
 
 def _checked(model, batch_size):

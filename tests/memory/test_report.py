@@ -114,10 +114,12 @@ LONG = [
 ]
 # Beyond the tolerance at least once, or nearly, in MB, with TensorFlow 2.21, two cores.
 MISSED = {
-    ("transformer", "mixed_bfloat16", "adam", 32): "284 to 296 measured, 338 predicted",
-    ("wide", "mixed_bfloat16", "adam", 1024): "432 to 452 measured, 386 predicted",
-    ("wide", "mixed_bfloat16", "adam", 4096): "527 measured, 453 predicted",
-    ("transformer", "mixed_bfloat16", "sgd", 64): "494 measured, 572 predicted",
+    ("wide", "float32", "adam", 4096): "520 to 643 measured, 516 predicted",
+    ("convnet", "mixed_bfloat16", "adam", 64): "261 measured, 210 predicted",
+    ("convnet", "mixed_bfloat16", "adam", 128): "390 measured, 452 predicted",
+    ("convnet", "mixed_float16", "adam", 16): "91 measured, 79 predicted",
+    ("transformer", "mixed_bfloat16", "sgd", 64): "494 measured, 591 predicted",
+    ("transformer", "mixed_float16", "adam", 4): "143 measured, 106 predicted",
 }
 
 
