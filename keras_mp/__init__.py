@@ -1,7 +1,8 @@
 """Mixed-precision training for Keras 3 with float32's results."""
 
-from keras_mp import callbacks, hardware, layers, scaling
+from keras_mp import callbacks, hardware, layers, ops, scaling
 from keras_mp.memory import MemoryReport, memory_report
+from keras_mp.ops import float32
 from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.policies import Policy, policy_scope, set_policy
 from keras_mp.training import compile, load_model, wrap_optimizer
@@ -14,10 +15,12 @@ __all__ = [
     "__version__",
     "callbacks",
     "compile",
+    "float32",
     "hardware",
     "layers",
     "load_model",
     "memory_report",
+    "ops",
     "policy_scope",
     "scaling",
     "set_policy",

@@ -6,6 +6,7 @@ Every function here is tested on the oldest and the newest supported Keras.
 import contextlib
 import functools
 import inspect
+import sys
 
 import keras
 
@@ -107,6 +108,17 @@ def cast_with_masks(structure, dtype):
         return leaf
 
     return keras.tree.map_structure(cast, structure)
+
+
+def variables_as_stored():
+    """Return a context in which variables are read in the dtype they have.
+
+    In a layer's ``call`` Keras casts what is read to the layer's compute dtype. It
+    changes that for a whole layer only, and exports no name for the scope it enters.
+    """
+    modules = (sys.modules[base.__module__] for base in keras.Variable.__mro__)
+    scopes = (getattr(module, "AutocastScope", None) for module in modules)
+    return next(filter(None, scopes))(None)
 
 
 def forget_dtypes(model):

@@ -19,6 +19,7 @@ ROOMS = {
     "hardware": set(),
     "private": set(),
     "numerics": {"private"},
+    "ops": {"numerics", "private"},
     "scaling": set(),
     "accumulation": {"numerics", "private"},
     "distribute": {"numerics", "private", "scaling"},

@@ -339,3 +339,20 @@ def test_only_casts_from_narrow_floats_are_done_again(dtype):
     np.testing.assert_array_equal(again, result)
     assert kinds == [dtype in private.LOW_PRECISION]
     assert private.cast_here(again) is again  # eager
+
+
+def test_variables_are_read_as_stored_in_a_call_too():
+    class Reads(keras.layers.Layer):
+        def build(self, input_shape):
+            self.weight = self.add_weight(shape=(), initializer="zeros")
+
+        def call(self, inputs):
+            seen.append(self.weight.dtype)
+            with private.variables_as_stored():
+                seen.append(self.weight.dtype)
+            seen.append(self.weight.dtype)
+            return inputs
+
+    seen = []
+    Reads(dtype="mixed_float16")(np.zeros((1, 2), "float32"))
+    assert seen == ["float16", "float32", "float16"]

@@ -1,0 +1,133 @@
+"""Operations in float32 on tensors of lower precision, for layers of your own.
+
+`float32` does it for any function. The functions are those of `keras.ops` that overflow
+or lose most of their digits in 16 bits: PyTorch's autocast runs the same in float32
+(`torch.amp`, "CUDA Ops that can autocast to float32"), and TensorFlow's graph rewrite
+denies them low precision.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_mp import numerics, private
+
+
+def float32(function: Callable) -> Callable:
+    """Decorate a function or a layer's ``call`` so that it computes in float32.
+
+    Its float16 and bfloat16 arguments, tensors, arrays and variables in any structure
+    of lists, tuples and dicts, are cast to float32; integers, bools, None and wider
+    floats pass as they are. If all of its float arguments are in float16, or all in
+    bfloat16, the floats it returns are cast back to that dtype. Variables that it
+    reads, a layer's weights, are not rounded to the layer's compute dtype meanwhile.
+
+    Args:
+        function: A function of tensors, symbolic ones too, or a method of a layer.
+
+    Returns:
+        A function with the same signature.
+
+    Raises:
+        TypeError: ``function`` cannot be called, or is a layer.
+
+    Does not synchronise with the device.
+
+    Example:
+
+    >>> @keras_mp.float32
+    ... def distance(x, y):
+    ...     return keras.ops.sqrt(keras.ops.sum(keras.ops.square(x - y), axis=-1))
+    >>> x = keras.ops.full((1, 64), 300.0, dtype="float16")
+    >>> float(distance(x, 0 * x)[0])  # the root of 5,760,000, which float16 has not
+    2400.0
+    """
+    if not callable(function) or isinstance(function, keras.layers.Layer):
+        raise TypeError(
+            "keras_mp.float32(function) needs a function or a method. Got "
+            f"{function!r} of type {type(function).__name__}. For a layer use "
+            "keras_mp.layers.Float32(layer)."
+        )
+
+    @functools.wraps(function)
+    def in_float32(*args, **kwargs):
+        dtype = _common_dtype((args, kwargs))
+        with private.variables_as_stored():
+            args, kwargs = keras.tree.map_structure(_widened, (args, kwargs))
+            outputs = function(*args, **kwargs)
+        if dtype not in private.LOW_PRECISION:
+            return outputs
+        return numerics.cast_floats(outputs, dtype)
+
+    return in_float32
+
+
+def _common_dtype(structure):
+    """Return the dtype of a result of the floats in ``structure``; None without any."""
+    dtypes = list(filter(None, map(_float_dtype, keras.tree.flatten(structure))))
+    return keras.backend.result_type(*dtypes) if dtypes else None
+
+
+def _widened(leaf):
+    low = _float_dtype(leaf) in private.LOW_PRECISION
+    return ops.cast(leaf, "float32") if low else leaf
+
+
+def _float_dtype(leaf):
+    """Return the dtype of an array, tensor or variable if it is a float, else None."""
+    if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
+        return None
+    dtype = keras.backend.standardize_dtype(leaf.dtype)
+    return dtype if keras.backend.is_float_dtype(dtype) else None
+
+
+def _in_float32(name: str) -> Callable[..., Any]:
+    """Return the operation of `keras.ops` by that name, computed in float32."""
+    function = float32(getattr(ops, name))
+    function.__module__ = __name__
+    function.__doc__ = (
+        f"`keras.ops.{name}`, computed in float32 if its arguments are in float16 or "
+        "bfloat16, and returned in their dtype."
+    )
+    return function
+
+
+# Sums of exponentials.
+softmax = _in_float32("softmax")
+log_softmax = _in_float32("log_softmax")
+logsumexp = _in_float32("logsumexp")
+softplus = _in_float32("softplus")
+
+# Sums and products.
+sum = _in_float32("sum")
+cumsum = _in_float32("cumsum")
+prod = _in_float32("prod")
+cumprod = _in_float32("cumprod")
+mean = _in_float32("mean")
+average = _in_float32("average")
+
+# Sums of squares.
+var = _in_float32("var")
+std = _in_float32("std")
+norm = _in_float32("norm")
+normalize = _in_float32("normalize")
+
+# Steep functions.
+exp = _in_float32("exp")
+expm1 = _in_float32("expm1")
+log = _in_float32("log")
+log1p = _in_float32("log1p")
+log2 = _in_float32("log2")
+log10 = _in_float32("log10")
+power = _in_float32("power")
+reciprocal = _in_float32("reciprocal")
+rsqrt = _in_float32("rsqrt")
+arccos = _in_float32("arccos")
+arcsin = _in_float32("arcsin")
+cosh = _in_float32("cosh")
+sinh = _in_float32("sinh")
+tan = _in_float32("tan")
+erfinv = _in_float32("erfinv")
