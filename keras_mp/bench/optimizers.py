@@ -69,10 +69,14 @@ def measure(
 
 def ratio(result: dict, above: str, below: str) -> float | None:
     """The median ratio of two candidates' times in a round."""
+    return _of_pair(timing.median_ratio, result, above, below)
+
+
+def _of_pair(function, result, above, below):
     seconds = result["seconds"]
     if above not in seconds or below not in seconds:
         return None
-    return timing.median_ratio(seconds[above], seconds[below])
+    return function(seconds[above], seconds[below])
 
 
 def milliseconds(result: dict, candidate: str) -> float | None:
@@ -97,7 +101,7 @@ def title(result: dict) -> str:
 
 
 def table(results: list[dict]) -> str:
-    """What loss scaling costs; the last line sums up the whole table."""
+    """What loss scaling costs, ± a standard error; the last line sums it all up."""
     head = [
         "model, optimizer, where",
         "bare, ms",
@@ -111,9 +115,9 @@ def table(results: list[dict]) -> str:
         [
             title(result),
             number(milliseconds(result, "bare"), ".1f"),
-            number(ratio(result, "keras_mp", "bare")),
-            number(ratio(result, "keras", "bare")),
-            number(ratio(result, "keras_mp", "keras")),
+            _with_error(result, "keras_mp", "bare"),
+            _with_error(result, "keras", "bare"),
+            _with_error(result, "keras_mp", "keras"),
             number(milliseconds(result, "torch"), ".1f"),
             number(milliseconds(result, "jax"), ".1f"),
         ]
@@ -130,12 +134,23 @@ def summary(results: list[dict]) -> str:
     )
 
 
+def _with_error(result, above, below):
+    error = _of_pair(timing.standard_error, result, above, below)
+    return f"{number(ratio(result, above, below))} ± {number(error)}"
+
+
 def _spread(results, below):
     ratios = [ratio(result, "keras_mp", below) for result in results]
     return (
         f"median {statistics.median(ratios):.2f}, best {min(ratios):.2f}, "
-        f"worst {max(ratios):.2f}"
+        f"worst {max(ratios):.2f}, above 1 by more than two standard errors in "
+        f"{sum(_is_above(result, below) for result in results)}"
     )
+
+
+def _is_above(result, below):
+    error = _of_pair(timing.standard_error, result, "keras_mp", below)
+    return ratio(result, "keras_mp", below) - 2 * error > 1
 
 
 def _time_all(group: list[Cell], policy: str, rounds: int) -> list[dict]:

@@ -48,19 +48,20 @@ def test_ratio_is_the_median_over_rounds():
 def test_table_has_a_line_a_cell_and_a_summary():
     lines = optimizers.table(RESULTS).splitlines()
     assert lines[2] == (
-        "| 4 Dense of width 2048, SGD, 1 device | 200.0 | 0.75 | 1.25 | 0.60 | 300.0 "
-        "| – |"
+        "| 4 Dense of width 2048, SGD, 1 device | 200.0 | 0.75 ± 0.25 "
+        "| 1.25 ± 0.00 | 0.60 ± 0.20 | 300.0 | – |"
     )
     assert lines[3] == (
-        "| 150 Dense of width 32, Adam, 1 device, XLA | 10.0 | 1.10 | 2.00 | 0.55 | – "
-        "| 500.0 |"
+        "| 150 Dense of width 32, Adam, 1 device, XLA | 10.0 | 1.10 ± 0.00 "
+        "| 2.00 ± 0.00 | 0.55 ± 0.00 | – | 500.0 |"
     )
     assert lines[4].startswith(
         "| 150 Dense of width 32, Adam, 2 replicas | 10.0 | 0.90"
     )
     assert lines[-1] == (
-        "3 cells. keras_mp over bare: median 0.90, best 0.75, worst 1.10. "
-        "keras_mp over Keras's: median 0.55, best 0.45, worst 0.60."
+        "3 cells. keras_mp over bare: median 0.90, best 0.75, worst 1.10, above 1 by "
+        "more than two standard errors in 1. keras_mp over Keras's: median 0.55, best "
+        "0.45, worst 0.60, above 1 by more than two standard errors in 0."
     )
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 from keras_mp.bench import timing
@@ -60,3 +61,22 @@ def test_a_drift_of_the_machine_leaves_the_ratio_alone():
 
 def test_an_outlier_leaves_the_ratio_alone():
     assert timing.median_ratio([1.0, 1.0, 9.0], [1.0, 1.0, 1.0]) == 1.0
+
+
+def test_the_error_is_the_spread_of_the_ranks_around_the_median():
+    # Of 16 ratios, what lies beyond the lowest 6 and below the highest 6.
+    ratios = [1.0 + place / 100 for place in range(16)]
+    error = timing.standard_error(ratios[::-1], [1.0] * 16)
+    assert error == pytest.approx((ratios[9] - ratios[6]) / 2)
+    assert timing.standard_error([3.0], [2.0]) == 0.0
+
+
+def test_the_error_covers_the_true_median_in_two_of_three_cases():
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(1000):
+        drawn = random.lognormal(sigma=0.1, size=30)  # its median is 1
+        off = timing.median_ratio(drawn, [1.0] * 30) - 1
+        covered += abs(off) < timing.standard_error(drawn, [1.0] * 30)
+    # Between ranks that are whole numbers lies a little more or less than 68 %.
+    assert 600 < covered < 760
