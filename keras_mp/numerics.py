@@ -240,10 +240,11 @@ def is_float(tensor):
 
 
 def cast_floats(structure, dtype):
-    """Return ``structure`` with every float tensor cast to ``dtype``.
+    """Return ``structure`` with every float tensor cast to ``dtype``, masks kept.
 
     Integer and bool tensors, None and anything that is no tensor stay as they are.
     """
     return keras.tree.map_structure(
-        lambda leaf: ops.cast(leaf, dtype) if is_float(leaf) else leaf, structure
+        lambda leaf: private.cast_with_mask(leaf, dtype) if is_float(leaf) else leaf,
+        structure,
     )

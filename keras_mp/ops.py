@@ -22,8 +22,9 @@ def float32(function: Callable) -> Callable:
     Its float16 and bfloat16 arguments, tensors, arrays and variables in any structure
     of lists, tuples and dicts, are cast to float32; integers, bools, None and wider
     floats pass as they are. If all of its float arguments are in float16, or all in
-    bfloat16, the floats it returns are cast back to that dtype. Variables that it
-    reads, a layer's weights, are not rounded to the layer's compute dtype meanwhile.
+    bfloat16, the floats it returns are cast back to that dtype. Masks stay on the
+    tensors. Variables that it reads, a layer's weights, are not rounded to the layer's
+    compute dtype meanwhile.
 
     Args:
         function: A function of tensors, symbolic ones too, or a method of a layer.
@@ -73,7 +74,7 @@ def _common_dtype(structure):
 
 def _widened(leaf):
     low = _float_dtype(leaf) in private.LOW_PRECISION
-    return ops.cast(leaf, "float32") if low else leaf
+    return private.cast_with_mask(leaf, "float32") if low else leaf
 
 
 def _float_dtype(leaf):

@@ -93,21 +93,26 @@ def take_build_contract(build, source):
 
 
 def cast_with_masks(structure, dtype):
-    """Return ``structure`` with float tensors cast, and the masks on them kept.
-
-    Keras 3.12 drops a mask when it casts the tensor that carries it.
-    """
+    """Return ``structure`` with float tensors cast, and the masks on them kept."""
 
     def cast(leaf):
         if not (keras.ops.is_tensor(leaf) and keras.backend.is_float_dtype(leaf.dtype)):
             return leaf
-        mask = getattr(leaf, "_keras_mask", None)
-        leaf = keras.ops.cast(leaf, dtype)
-        if mask is not None:
-            leaf._keras_mask = mask
-        return leaf
+        return cast_with_mask(leaf, dtype)
 
     return keras.tree.map_structure(cast, structure)
+
+
+def cast_with_mask(tensor, dtype):
+    """Return ``tensor``, symbolic or not, cast, and the mask on it kept.
+
+    `keras.ops.cast` drops the mask, and Keras 3.12 does so in its own casts too.
+    """
+    mask = getattr(tensor, "_keras_mask", None)
+    tensor = keras.ops.cast(tensor, dtype)
+    if mask is not None:
+        tensor._keras_mask = mask
+    return tensor
 
 
 def variables_as_stored():

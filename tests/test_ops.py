@@ -183,6 +183,24 @@ def test_a_call_reads_its_weights_as_they_are():
     assert list(inspect.signature(layer.call).parameters) == ["inputs", "training"]
 
 
+def test_masks_stay_on_the_tensors():
+    """Layers that a decorated function calls read them there, and those after it."""
+
+    @keras_mp.float32
+    def mean(inputs):
+        return keras.layers.GlobalAveragePooling1D(dtype="float32")(inputs)
+
+    @keras_mp.float32
+    def masked(inputs):
+        return keras.layers.Masking(mask_value=9.0, dtype="float32")(inputs)
+
+    y = masked(ops.convert_to_tensor(np.array([[[1.0], [9.0]]], "float16")))
+    np.testing.assert_array_equal(y._keras_mask, [[True, False]])
+    y = ops.cast(y, "float16") + 1  # 2 and 1, and the mask is gone
+    y._keras_mask = ops.convert_to_tensor([[True, False]])
+    assert float(mean(y)[0, 0]) == 2.0
+
+
 def test_a_model_of_such_functions_is_saved_without_keras_mp(tmp_path):
     inputs = keras.Input((8,), dtype="float16")
     model = keras.Model(inputs, keras_mp.ops.normalize(inputs))
