@@ -115,8 +115,8 @@ def memory_report(
     GPU, the peak of TensorFlow's allocator, and on a CPU by how much the process grows.
 
     Most predictions for a CPU were within 15 % of what was measured for trainings of
-    150 to 900 MB, the worst 21 %; the same training measured again differs by up to
-    16 %. Smaller ones are lost in ``runtime``, which varies. No GPU was measured. Not
+    150 to 1,070 MB, the worst 20 %; the same training measured again differs by up to
+    36 %. Smaller ones are lost in ``runtime``, which varies. No GPU was measured. Not
     counted: the data set and its pipeline, metrics, the workspace of convolution
     libraries, and what XLA (``jit_compile``, Keras's default on a GPU) saves or adds.
     Under a ``tf.distribute`` strategy the prediction is one replica's, without
