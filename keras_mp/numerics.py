@@ -248,3 +248,23 @@ def cast_floats(structure, dtype):
         lambda leaf: private.cast_with_mask(leaf, dtype) if is_float(leaf) else leaf,
         structure,
     )
+
+
+def checked_float_dtype(owner, dtype):
+    """Return ``dtype``, the argument ``output_dtype`` of ``owner``, by its full name.
+
+    Raises:
+        ValueError: It is neither None nor a float dtype.
+    """
+    if dtype is None:
+        return None
+    try:
+        standard = keras.backend.standardize_dtype(dtype)
+    except ValueError:
+        standard = None
+    if standard is None or not keras.backend.is_float_dtype(standard):
+        raise ValueError(
+            f"{owner}(output_dtype={dtype!r}): `output_dtype` must be None, to hand "
+            "back the dtype around the layer, or a float dtype such as 'float32'."
+        )
+    return standard

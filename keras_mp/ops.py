@@ -16,7 +16,9 @@ from keras import ops
 from keras_mp import numerics, private
 
 
-def float32(function: Callable) -> Callable:
+def float32(
+    function: Callable | None = None, *, output_dtype: str | None = None
+) -> Callable:
     """Decorate a function or a layer's ``call`` so that it computes in float32.
 
     Its float16 and bfloat16 arguments, tensors, arrays and variables in any structure
@@ -28,12 +30,16 @@ def float32(function: Callable) -> Callable:
 
     Args:
         function: A function of tensors, symbolic ones too, or a method of a layer.
+        output_dtype: None to cast back, or the float dtype in which to return floats:
+            ``"float32"`` for a loss or an exponential, whose values may lie beyond
+            65,504, the end of float16.
 
     Returns:
-        A function with the same signature.
+        A function with the same signature; without ``function``, a decorator.
 
     Raises:
         TypeError: ``function`` cannot be called, or is a layer.
+        ValueError: ``output_dtype`` is no float dtype.
 
     Does not synchronise with the device.
 
@@ -45,7 +51,13 @@ def float32(function: Callable) -> Callable:
     >>> x = keras.ops.full((1, 64), 300.0, dtype="float16")
     >>> float(distance(x, 0 * x)[0])  # the root of 5,760,000, which float16 has not
     2400.0
+    >>> mse = keras_mp.float32(keras.losses.mean_squared_error, output_dtype="float32")
+    >>> float(mse(x, 0 * x)[0])
+    90000.0
     """
+    if function is None:
+        return functools.partial(float32, output_dtype=output_dtype)
+    output_dtype = numerics.checked_float_dtype("keras_mp.float32", output_dtype)
     if not callable(function) or isinstance(function, keras.layers.Layer):
         raise TypeError(
             "keras_mp.float32(function) needs a function or a method. Got "
@@ -59,9 +71,9 @@ def float32(function: Callable) -> Callable:
         with private.variables_as_stored():
             args, kwargs = keras.tree.map_structure(_widened, (args, kwargs))
             outputs = function(*args, **kwargs)
-        if dtype not in private.LOW_PRECISION:
+        if output_dtype is None and dtype not in private.LOW_PRECISION:
             return outputs
-        return numerics.cast_floats(outputs, dtype)
+        return numerics.cast_floats(outputs, output_dtype or dtype)
 
     return in_float32
 

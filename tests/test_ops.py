@@ -217,3 +217,21 @@ def test_a_model_of_such_functions_is_saved_without_keras_mp(tmp_path):
 def test_what_is_no_function_is_refused(value):
     with pytest.raises(TypeError, match="needs a function.*layers.Float32"):
         keras_mp.float32(value)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_result_can_be_asked_for_in_another_dtype(dtype):
+    """The exponential of 12 is 162,755, which float16 cannot hold."""
+
+    @keras_mp.float32(output_dtype="float32")
+    def steep(x):
+        return ops.exp(x)
+
+    y = steep(ops.full((2,), 12.0, dtype=dtype))
+    assert keras.backend.standardize_dtype(y.dtype) == "float32"
+    np.testing.assert_allclose(y, np.exp([12.0, 12.0]), rtol=1e-6)  # float32's own
+
+
+def test_a_dtype_that_is_no_float_is_refused():
+    with pytest.raises(ValueError, match=r"float32\(output_dtype='int8'\)"):
+        keras_mp.float32(ops.exp, output_dtype="int8")

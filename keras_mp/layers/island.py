@@ -27,7 +27,9 @@ class Island:
         super().__init__(*args, dtype="float32", **kwargs)
         # The rules of a policy are applied to it like to a layer's own.
         self.outer_policy = keras.dtype_policies.get(dtype)
-        self.output_dtype = _checked_dtype(type(self).__name__, output_dtype)
+        self.output_dtype = numerics.checked_float_dtype(
+            type(self).__name__, output_dtype
+        )
 
     def __call__(self, *args, **kwargs):
         args, kwargs = private.cast_with_masks((args, kwargs), "float32")
@@ -47,18 +49,3 @@ class Island:
             "dtype": keras.dtype_policies.serialize(self.outer_policy),
             "output_dtype": self.output_dtype,
         }
-
-
-def _checked_dtype(owner, dtype):
-    if dtype is None:
-        return None
-    try:
-        standard = keras.backend.standardize_dtype(dtype)
-    except ValueError:
-        standard = None
-    if standard is None or not keras.backend.is_float_dtype(standard):
-        raise ValueError(
-            f"{owner}(output_dtype={dtype!r}): `output_dtype` must be None, to hand "
-            "back the dtype around the layer, or a float dtype such as 'float32'."
-        )
-    return standard
