@@ -1,0 +1,135 @@
+"""The layers that prepare images and sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from keras_mp.conformance.cases import Case, Given, calling, floats
+from keras_mp.conformance.layer_cases import layer
+
+_DRAWN = "what it draws depends on the dtype"
+
+
+def _pixels(shape=(2, 8, 8, 3), top=255.0):
+    return lambda random: Given(random.uniform(0, top, shape))
+
+
+_IMAGES = {"ordinary": _pixels(), "dark": _pixels(top=1e-2)}
+_TRAINING = calling(_IMAGES, training=True)
+
+# Each has one value to draw, so that it does the same in every dtype.
+_FIXED = {
+    "RandomBrightness": dict(factor=(0.2, 0.2)),
+    "RandomColorDegeneration": dict(factor=(0.5, 0.5)),
+    "RandomGrayscale": dict(factor=1.0),
+    "RandomHue": dict(factor=(0.2, 0.2)),
+    "RandomInvert": dict(factor=1.0),
+    "RandomPosterization": dict(factor=4),
+    "RandomSaturation": dict(factor=(0.8, 0.8)),
+    "RandomSharpness": dict(factor=(0.5, 0.5)),
+    "RandomGaussianBlur": dict(factor=1.0, kernel_size=3, sigma=(1.0, 1.0)),
+    "RandomRotation": dict(factor=(0.1, 0.1)),
+    "RandomShear": dict(x_factor=(0.2, 0.2)),
+    "RandomTranslation": dict(height_factor=(0.1, 0.1), width_factor=(0.1, 0.1)),
+    "RandomZoom": dict(height_factor=(0.2, 0.2)),
+}
+
+# What each draws cannot be fixed.
+_RANDOM = {
+    "AugMix": {},
+    "CutMix": {},
+    "MixUp": {},
+    "RandAugment": {},
+    "RandomColorJitter": dict(brightness_factor=0.2, contrast_factor=0.2),
+    "RandomContrast": dict(factor=0.5),
+    "RandomCrop": dict(height=5, width=5),
+    "RandomElasticTransform": {},
+    "RandomErasing": {},
+    "RandomFlip": {},
+    "RandomPerspective": {},
+    "Solarization": dict(addition_factor=0.1, threshold_factor=0.5),
+}
+
+_LABELLED = ("CutMix", "MixUp")
+
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos3", "lanczos5")
+
+
+def _augmenting() -> Iterator[Case]:
+    for name, config in _FIXED.items():
+        yield layer(name, _TRAINING, differentiable=False, **config)
+    for name, config in _RANDOM.items():
+        scenarios = _TRAINING
+        if name in _LABELLED:
+            scenarios = {"ordinary": _labelled}
+        yield layer(name, scenarios, random=_DRAWN, differentiable=False, **config)
+    for name in ("AutoContrast", "Equalization"):
+        yield layer(name, _TRAINING, differentiable=False)
+    yield layer(
+        "ContrastLimitedAdaptiveHistogramEqualization",
+        _TRAINING,
+        differentiable=False,
+        tile_grid_size=(2, 2),
+    )
+
+
+def _labelled(random):
+    labels = np.eye(2, dtype="float32")
+    return Given(
+        {"images": random.uniform(0, 255, (2, 8, 8, 3)), "labels": labels},
+        training=True,
+    )
+
+
+def _resizing() -> Iterator[Case]:
+    inputs = {**floats((1, 6, 6, 2)), "pixels": _pixels((1, 6, 6, 2))}
+    for interpolation in _INTERPOLATIONS:
+        for name, config in (
+            ("UpSampling2D", dict(size=2)),
+            ("Resizing", dict(height=4, width=9)),
+        ):
+            yield layer(
+                name,
+                inputs,
+                variant=interpolation,
+                interpolation=interpolation,
+                **config,
+            )
+    yield layer(
+        "Resizing",
+        {"ordinary": _pixels((1, 256, 256, 1))},
+        variant="antialias",
+        height=2,
+        width=2,
+        antialias=True,
+    )
+    yield layer("CenterCrop", inputs, height=3, width=3)
+    yield layer(
+        "Pipeline",
+        inputs,
+        make=lambda: keras.layers.Pipeline(
+            [keras.layers.Rescaling(1 / 255), keras.layers.CenterCrop(3, 3)]
+        ),
+    )
+
+
+def _sound() -> Iterator[Case]:
+    waves = floats((2, 1024))
+    yield layer("MelSpectrogram", waves, fft_length=256, sequence_stride=128)
+    waves = floats((2, 1024, 1))
+    for mode in ("log", "magnitude", "psd", "real", "angle"):
+        yield layer("STFTSpectrogram", waves, variant=mode, mode=mode)
+
+
+def image_cases() -> list[Case]:
+    """Return the cases of this module.
+
+    Example:
+
+    >>> "Resizing" in {case.name for case in image_cases()}
+    True
+    """
+    return [*_augmenting(), *_resizing(), *_sound()]
