@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.util
 import pathlib
+import re
 import sys
 
 from keras_mp import hardware
@@ -13,6 +14,8 @@ from keras_mp.bench import suite
 from keras_mp.bench.workloads import WORKLOADS
 from keras_mp.compare import custom, report, runner, worker
 from keras_mp.compare.tasks import Job, UserError, explain
+from keras_mp.conformance import bounds, discover, measure, table
+from keras_mp.conformance.every import all_cases
 
 MIXED_POLICIES = ("mixed_bfloat16", "mixed_float16")
 
@@ -24,14 +27,13 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except UserError as error:
         return _fail(2, arguments, error)
     except runner.ChildError as error:
         return _fail(1, arguments, error)
     except KeyboardInterrupt:
         return _fail(130, arguments, "interrupted")
-    return 0
 
 
 def _fail(code: int, arguments: argparse.Namespace, message) -> int:
@@ -46,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_bench(commands)
+    _add_conformance(commands)
     return parser
 
 
@@ -151,6 +154,44 @@ def _add_bench(commands) -> None:
     )
 
 
+def _add_conformance(commands) -> None:
+    parser = commands.add_parser(
+        "conformance",
+        help="run every layer, activation, loss and metric in 16 bits beside float32",
+        description="Run every public layer, activation, loss and metric of Keras, "
+        "forward and backward, in 16 bits beside float32, with Keras alone and with "
+        "keras_mp; end with tables and a JSON file. Fails if one does with keras_mp, "
+        "or if one has no case.",
+    )
+    parser.set_defaults(run=conformance)
+    parser.add_argument(
+        "--policy",
+        action="append",
+        choices=measure.POLICIES,
+        help="only this one; may be repeated (default: both)",
+    )
+    parser.add_argument(
+        "--name",
+        type=_pattern,
+        default=re.compile(""),
+        metavar="REGEX",
+        help="only cases in whose name it is found, such as ^Dense (default: all)",
+    )
+    parser.add_argument(
+        "--output",
+        default="keras_mp_runs",
+        metavar="DIR",
+        help="folder for the JSON file (default: keras_mp_runs)",
+    )
+
+
+def _pattern(text: str) -> re.Pattern:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**32:
@@ -207,6 +248,37 @@ def bench(arguments: argparse.Namespace) -> None:
     path = folder / f"bench-{'-'.join(sections)}.json"
     suite.write(path, results)
     show(f"\nwrote {path}")
+
+
+def conformance(arguments: argparse.Namespace) -> int:
+    """Run the ``conformance`` command; return its exit code."""
+    folder = _output_folder(arguments.output)
+    every = all_cases()
+    cases = [case for case in every if arguments.name.search(case.title)]
+    if not cases:
+        raise explain(
+            f"--name {arguments.name.pattern}",
+            "an expression that is found in the name of a case, such as ^Dense",
+            f"none of {len(every)}",
+            "give another, or leave it out",
+        )
+    policies = arguments.policy or measure.POLICIES
+    results = list(measure.measure_all(cases, policies, show=show))
+    record = table.record(results)
+    show(f"\n{table.document(record)}")
+    path = folder / "conformance.json"
+    table.write(path, record)
+    show(f"\nwrote {path}")
+    untested = discover.untested(every)
+    if untested:
+        show(f"without a case: {', '.join(untested)}")
+    failing = [r for r in results if r.mode == "keras_mp" and bounds.failure(r)]
+    for result in failing:
+        show(
+            f"fails with keras_mp: keras.{result.kind} {result.title}, "
+            f"{result.scenario}, {result.policy}: {bounds.failure(result)}"
+        )
+    return 1 if untested or failing else 0
 
 
 def show(line: str) -> None:

@@ -65,7 +65,8 @@ ROOMS = {
         "training",
         "version",
     },
-    "cli": {"bench", "compare", "hardware"},
+    "conformance": {"bench", "ops", "policies", "training"},
+    "cli": {"bench", "compare", "conformance", "hardware"},
     "__main__": {"cli"},
 }
 
@@ -73,6 +74,7 @@ ROOMS = {
 TENSORFLOW = {
     "bench",
     "compare",
+    "conformance",
     "distribute",
     "fused",
     "hardware",

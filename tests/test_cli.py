@@ -141,3 +141,22 @@ def test_the_module_runs_and_helps():
     )
     assert done.returncode == 0
     assert "--replicas" in done.stdout and "--workers" in done.stdout
+
+
+def test_conformance_fails_if_a_case_does(capsys, monkeypatch, tmp_path):
+    options = ["--name", "^Flatten$", "--policy", "mixed_float16"]
+    assert cli.main(["conformance", *options, "--output", str(tmp_path)]) == 0
+    assert "| Flatten |" in capsys.readouterr().out
+    assert (tmp_path / "conformance.json").exists()
+    monkeypatch.setattr(cli.discover, "untested", lambda cases: ["keras.layers.New"])
+    assert cli.main(["conformance", *options, "--output", str(tmp_path)]) == 1
+    assert "without a case: keras.layers.New" in capsys.readouterr().out
+
+
+def test_conformance_refuses_a_name_that_is_none(capsys, tmp_path):
+    command = ["conformance", "--output", str(tmp_path), "--name"]
+    assert cli.main([*command, "NoSuchLayer"]) == 2
+    assert "it needs:" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*command, "("])
+    assert "--name" in capsys.readouterr().err

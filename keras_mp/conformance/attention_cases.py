@@ -43,21 +43,21 @@ def _padding():
     return mask
 
 
-def _scenarios(of):
+def _scenarios(of, sharp):
     """The scenarios of attention, ``of`` a scenario for one of its three inputs."""
     return {
         "ordinary": of(normal(_SHAPE)),
         "small": of(normal(_SHAPE, 1e-4)),
         "large": of(large(_SHAPE)),
         "extreme": of(logits(_SHAPE)),
-        "sharp": of(normal(_SHAPE, 30.0)),
+        "sharp": of(normal(_SHAPE, sharp)),
     }
 
 
 def _attention():
     mask = _padding()
     lists = {
-        **_scenarios(_lists),
+        **_scenarios(_lists, sharp=30.0),
         "masked": _lists(normal(_SHAPE), mask=[mask, mask]),
         "causal": _lists(normal(_SHAPE), use_causal_mask=True),
     }
@@ -67,12 +67,14 @@ def _attention():
                 "Attention",
                 lists,
                 variant=f"{score_mode}{', scaled' if scaled else ''}",
+                # Between ties, the gradient of the scale is exactly 0: all noise.
+                unstable=("extreme",) if scaled else (),
                 score_mode=score_mode,
                 use_scale=scaled,
             )
     yield layer("AdditiveAttention", lists)
     triples = {
-        **_scenarios(_triples),
+        **_scenarios(_triples, sharp=5.0),
         "masked": _triples(normal(_SHAPE), query_mask=mask, value_mask=mask),
         "masked rows": _triples(normal(_SHAPE), attention_mask=_rows()),
         "causal": _triples(normal(_SHAPE), use_causal_mask=True),
@@ -83,6 +85,8 @@ def _attention():
     for dropout in (0.0, 0.1):
         variant = "dropout" if dropout else ""
         inputs = calling(triples, training=False)
+        # Scores of 1e8 choose one key, by less than projections in 16 bits are exact.
+        unstable = ("large", "extreme")
         yield layer(
             "MultiHeadAttention",
             inputs,
@@ -90,6 +94,7 @@ def _attention():
             num_heads=2,
             key_dim=8,
             dropout=dropout,
+            unstable=unstable,
         )
         yield layer(
             "GroupQueryAttention",
@@ -99,6 +104,7 @@ def _attention():
             num_query_heads=4,
             num_key_value_heads=2,
             dropout=dropout,
+            unstable=unstable,
         )
     yield layer(
         "MultiHeadAttention",
@@ -175,11 +181,7 @@ def _lookups():
     for mode in ("multi_hot", "one_hot", "count"):
         yield layer(
             "CategoryEncoding",
-            {
-                "ids": lambda random: Given(np.array([2049.0, 4099.0, 70001.0]))
-                if mode == "one_hot"
-                else _ids(random),
-            },
+            {"ids": _ids},
             variant=mode,
             num_tokens=100_000,
             output_mode=mode,

@@ -58,7 +58,8 @@ class Case:
         low_inputs: Whether floats arrive in the compute dtype, as from a layer before.
         differentiable: Whether there are gradients to compare.
         random: Why values cannot be compared, so that only finiteness is; or "".
-        reference: The dtype policy to compare with.
+        unstable: Scenarios of which only finiteness is compared too, because less than
+            a unit in the last place of what is inside decides the result.
     """
 
     kind: str
@@ -70,7 +71,7 @@ class Case:
     low_inputs: bool = False
     differentiable: bool = True
     random: str = ""
-    reference: str = "float32"
+    unstable: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:

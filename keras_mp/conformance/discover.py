@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -78,6 +77,7 @@ def untested(
 
     Example:
 
+    >>> from keras_mp.conformance.every import all_cases
     >>> untested(all_cases())
     []
     """
@@ -101,8 +101,3 @@ def present(cases: Iterable[Case]) -> list[Case]:
     []
     """
     return [case for case in cases if hasattr(KINDS[case.kind], case.name)]
-
-
-def is_class(kind: str, name: str) -> bool:
-    """Return whether ``name`` is a class, not a function, of that kind."""
-    return inspect.isclass(getattr(KINDS[kind], name, None))

@@ -9,6 +9,7 @@ from keras_mp.conformance.function_cases import function_cases
 from keras_mp.conformance.image_cases import image_cases
 from keras_mp.conformance.layer_cases import layer_cases
 from keras_mp.conformance.metric_cases import metric_cases
+from keras_mp.conformance.step_cases import step_cases
 
 
 def all_cases() -> list[Case]:
@@ -22,6 +23,7 @@ def all_cases() -> list[Case]:
     return present(
         [
             *layer_cases(),
+            *step_cases(),
             *attention_cases(),
             *image_cases(),
             *function_cases(),

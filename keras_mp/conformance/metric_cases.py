@@ -93,18 +93,16 @@ _MARGINS = _scenarios(_signs, ordinary=_related, large=_spread, small=_tiny)
 _CATEGORICAL = _scenarios(_hot, ordinary=_distribution, extreme=_hot)
 _CATEGORICAL_LOGITS = _scenarios(_hot, ordinary=_related, large=_spread, extreme=_ends)
 _SPARSE = _scenarios(_classes, ordinary=_distribution)
-_SPARSE_LOGITS = _scenarios(
-    _classes, ordinary=_related, large=_spread, extreme=_ends
-)
+_SPARSE_LOGITS = _scenarios(_classes, ordinary=_related, large=_spread, extreme=_ends)
 _DIVERGENCE = _scenarios(_distribution, ordinary=_distribution)
 
 _FROM_LOGITS = dict(from_logits=True)
 
 
 def _ids(random):
-    """Ids of classes; an answer of a vocabulary of 100,000 is right or wrong."""
-    ids = np.array([1.0, 2049.0, 4099.0, 60001.0])
-    return Given(ids, ids)
+    """Ids of a vocabulary of 100,000, of which every other answer is wrong by one."""
+    predicted = np.array([1.0, 2048.0, 4096.0, 61440.0])  # 16 bits hold these
+    return Given(predicted + [0, 1, 0, 1], predicted)
 
 
 def _segments(random):
