@@ -66,7 +66,7 @@ ROOMS = {
         "training",
         "version",
     },
-    "cli": {"bench", "compare", "export", "hardware", "training"},
+    "cli": {"bench", "compare", "export", "hardware"},
     "__main__": {"cli"},
 }
 

@@ -520,7 +520,7 @@ def test_quantized_layers(tmp_path):
     for policy in ("mixed_bfloat16", "float32"):
         with keras_mp.policy_scope(policy):
             model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-        model.quantize("int8")
+        model.layers[-1].quantize("int8")
         if policy == "float32":
             assert keras_mp.export(model, tmp_path / "model").difference <= CLOSE
             continue
@@ -544,10 +544,34 @@ def test_predictions_that_do_not_agree(tmp_path):
     assert exported.difference is None
 
 
+def test_a_model_that_random_inputs_mean_nothing_to(tmp_path):
+    class Roots(keras.layers.Layer):
+        def call(self, x):
+            if not keras.ops.is_tensor(x) or tf.inside_function():
+                return x
+            raise RuntimeError("no roots")
+
+    model = keras.Sequential([keras.Input((4,)), Roots()])
+    with pytest.raises(ValueError, match="raised the RuntimeError.*Pass sample"):
+        keras_mp.export(model, tmp_path / "model")
+
+
 def test_a_sample_of_another_structure(tmp_path):
     x = np.ones((1, 4), "float32")
     with pytest.raises(ValueError, match="needs 1 arrays.*Got 2"):
         keras_mp.export(dense(), tmp_path / "model", sample=[x, x])
+
+
+@needs_onnx
+def test_an_operation_that_onnx_lacks(tmp_path):
+    class Bessel(keras.layers.Layer):
+        def call(self, x):
+            return tf.math.bessel_i0e(x)
+
+    model = keras.Sequential([keras.Input((4,)), Bessel()])
+    with pytest.raises(ValueError, match="lacks an operation.*BesselI0e"):
+        keras_mp.export(model, tmp_path / "model.onnx", verify=False)
+    assert os.listdir(tmp_path) == []
 
 
 def test_onnx_says_what_to_install(tmp_path, monkeypatch):

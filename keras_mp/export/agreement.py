@@ -1,5 +1,7 @@
 """Whether what was exported predicts as the model does in float32."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -9,6 +11,9 @@ from keras_mp.export import precision
 # As a share of the largest prediction. Other kernels sum in other orders: 1e-7 to 1e-5,
 # more in deep models. One rounding to float16 costs 5e-4, to bfloat16 4e-3.
 TOLERANCE = 1e-4
+
+# GPUs multiply in TF32, whose rounding is that of float16, and TFLite runs on the CPU.
+ON_CPU = functools.partial(tf.device, "CPU:0")
 
 ROWS = 2
 UNKNOWN_SIZE = 32  # Of an axis that may have any, enough for five poolings by 2.
@@ -58,9 +63,22 @@ def _random(generator, spec):
 
 
 def predictions(model, inputs):
-    """Return what ``model`` predicts for ``inputs``, with arrays for tensors."""
-    tensors = keras.tree.map_structure(tf.convert_to_tensor, inputs)
-    return keras.tree.map_structure(np.asarray, precision.predict(model, tensors))
+    """Return what ``model`` predicts on the CPU, with arrays for tensors.
+
+    Raises:
+        ValueError: It fails on them.
+    """
+    try:
+        with ON_CPU():
+            tensors = keras.tree.map_structure(tf.convert_to_tensor, inputs)
+            outputs = precision.predict(model, tensors)
+    except Exception as error:
+        raise ValueError(
+            f"keras_mp.export: model '{model.name}' raised the {type(error).__name__} "
+            "above on the inputs to verify with. Pass sample=..., a batch of inputs "
+            "that it can work with, or verify=False."
+        ) from error
+    return keras.tree.map_structure(np.asarray, outputs)
 
 
 def checked(path, name, got, expected):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mp.export import signature
+from keras_mp.export import agreement, signature
 
 _SERVED = "serving_default"  # The one signature of a SavedModel and its TFLite.
 
@@ -54,8 +54,9 @@ class SavedModel:
             Arrays in the order of `keras.tree.flatten`; None if the artefact cannot be
             run here, after a warning that says why.
         """
-        loaded = tf.saved_model.load(str(path))  # Held: it owns the variables.
-        outputs = keras.tree.flatten(loaded.serve(*inputs))
+        with agreement.ON_CPU():
+            loaded = tf.saved_model.load(str(path))  # Held: it owns the variables.
+            outputs = keras.tree.flatten(loaded.serve(*inputs))
         return [np.asarray(each) for each in outputs]
 
 
@@ -109,9 +110,22 @@ class ONNX(SavedModel):
 
     @staticmethod
     def write(model, function, specs, path):
+        import onnx
         import tf2onnx
 
-        tf2onnx.convert.from_function(function, specs, output_path=str(path))
+        # tf2onnx has no `Erfc`, which is what GELU comes down to.
+        handlers = {"Erfc": (_one_minus_erf, [])}
+        tf2onnx.convert.from_function(
+            function, specs, custom_op_handlers=handlers, output_path=str(path)
+        )
+        try:
+            # It writes an operation that it does not know as if ONNX had it.
+            onnx.checker.check_model(str(path))
+        except onnx.checker.ValidationError as error:
+            raise ValueError(
+                f"keras_mp.export: model '{model.name}' does not go into ONNX, because "
+                f"tf2onnx lacks an operation of it: {error}"
+            ) from error
 
     @staticmethod
     def predict(path, specs, expected, inputs):
@@ -147,6 +161,18 @@ def get(name: str | None, path: pathlib.Path):
         f"'{path.suffix}'. {known}, with the suffix .tflite, .onnx, or none for a "
         "SavedModel: pass format=... if the path is meant."
     )
+
+
+def _one_minus_erf(context, node, name, arguments):
+    """Rewrite TensorFlow's ``Erfc`` as a handler of `tf2onnx` does.
+
+    Within eps of 1; to 1 - erf(x), far out a small number is 0.
+    """
+    dtype = keras.backend.standardize_dtype(node.get_attr_value("T", "float32"))
+    one = context.make_const(f"{name}_one", np.ones((), dtype)).output[0]
+    erf = node.output[0]
+    node.type = "Erf"
+    context.insert_new_node_on_output("Sub", erf, f"{name}_sub", inputs=[one, erf])
 
 
 def _interpreter(path):
