@@ -119,11 +119,20 @@ def variables_as_stored():
     """Return a context in which variables are read in the dtype they have.
 
     In a layer's ``call`` Keras casts what is read to the layer's compute dtype. It
-    changes that for a whole layer only, and exports no name for the scope it enters.
+    changes that for a whole layer only.
+    """
+    return variables_read_in(None)
+
+
+def variables_read_in(dtype):
+    """Return a context in which float variables are read in ``dtype``.
+
+    Keras enters such a scope for layers of a mixed policy only, and exports no name
+    for it.
     """
     modules = (sys.modules[base.__module__] for base in keras.Variable.__mro__)
     scopes = (getattr(module, "AutocastScope", None) for module in modules)
-    return next(filter(None, scopes))(None)
+    return next(filter(None, scopes))(dtype)
 
 
 def forget_dtypes(model):
@@ -464,3 +473,45 @@ def raise_if(condition, message):
     import tensorflow as tf
 
     tf.debugging.Assert(tf.logical_not(condition), [message])
+
+
+@contextlib.contextmanager
+def attributes_for_now(changes):
+    """Give objects other attributes inside the block.
+
+    Past their ``__setattr__``, which would track values and apply the rules of
+    policies, so that afterwards everything is the very object it was.
+
+    Args:
+        changes: Pairs of an object and the attributes it is to have, as a dict; the
+            object must have them already.
+    """
+    changes = list(changes)
+    before = [{name: vars(owner)[name] for name in new} for owner, new in changes]
+    try:
+        for owner, new in changes:
+            vars(owner).update(new)
+        yield
+    finally:
+        for (owner, _), old in zip(changes, before, strict=True):
+            vars(owner).update(old)
+
+
+def policy_as(layer, policy):
+    """Yield what to change, as of `attributes_for_now`, for ``layer`` to have it."""
+    yield layer, {"_dtype_policy": policy}
+
+
+def losses_apart(layer):
+    """Yield what to change for ``layer`` to collect losses in another list."""
+    yield layer, {"_losses": list(layer._losses)}
+
+
+def input_in(layer, dtype):
+    """Yield what to change for a low-precision ``InputLayer`` to be of ``dtype``.
+
+    A Functional model casts what it is given to the dtype of this layer's output.
+    """
+    if layer.dtype in LOW_PRECISION:
+        yield layer, {"_dtype": dtype}
+        yield layer.output, {"_dtype": dtype}

@@ -44,6 +44,7 @@ ROOMS = {
         "scaling",
     },
     "callbacks": {"optimizer"},
+    "export": {"policies", "private"},
     "compare": {
         "callbacks",
         "hardware",
@@ -65,7 +66,7 @@ ROOMS = {
         "training",
         "version",
     },
-    "cli": {"bench", "compare", "hardware"},
+    "cli": {"bench", "compare", "export", "hardware"},
     "__main__": {"cli"},
 }
 
@@ -74,6 +75,7 @@ TENSORFLOW = {
     "bench",
     "compare",
     "distribute",
+    "export",
     "fused",
     "hardware",
     "memory",
