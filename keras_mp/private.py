@@ -35,6 +35,11 @@ def set_layer_policy(layer, policy):
     layer._dtype_policy = policy
 
 
+def is_of_keras(layer):
+    """Return whether the class of ``layer`` is one of Keras's own."""
+    return type(layer).__module__.split(".")[0] == "keras"
+
+
 def own_variables(layer):
     """Return the variables of ``layer`` itself, without those of its sublayers."""
     return layer._trainable_variables + layer._non_trainable_variables
@@ -45,7 +50,7 @@ def place_of(layer):
     return layer.__dict__.get("_path") or layer.name
 
 
-def layer_hook(choose, attached):
+def layer_hook(choose, attached, built):
     """Have policies chosen per layer: as a layer gets one, its path, or a sublayer.
 
     Keras looks a policy up without saying for which layer, and knows a path only for
@@ -54,10 +59,13 @@ def layer_hook(choose, attached):
     needs: it sees whatever is stored on a layer.
 
     Args:
-        choose: ``choose(layer, policy, path) -> policy``, called when ``layer`` is
-            about to get ``policy`` and when it learns its path.
+        choose: ``choose(layer, policy, path, attribute) -> policy``, called when
+            ``layer`` is about to get ``policy`` as that attribute, its own policy or
+            the one around it, and when it learns its path.
         attached: ``attached(layer, sublayer)``, called when a layer is stored on
             another, alone or in a list, tuple or dict.
+        built: ``built(layer)``, called when ``layer`` is about to be built: it has all
+            its weights and attributes, and has not been called.
     """
     base = keras.layers.Layer
     follow = base._setattr_hook
@@ -65,9 +73,13 @@ def layer_hook(choose, attached):
     def hook(self, name, value):
         name, value = follow(self, name, value)
         if name in ("_dtype_policy", "outer_policy"):
-            return name, choose(self, value, place_of(self))
+            return name, choose(self, value, place_of(self), name)
         if name == "_path" and value:
-            set_layer_policy(self, choose(self, self._dtype_policy, value))
+            set_layer_policy(
+                self, choose(self, self._dtype_policy, value, "_dtype_policy")
+            )
+        if name == "built" and value and not vars(self).get("built"):
+            built(self)
         for sublayer in _layers_in(value):
             attached(self, sublayer)
         return name, value

@@ -11,7 +11,15 @@ import pytest
 from keras import layers
 
 import keras_mp
-from keras_mp import Policy, convert, hardware, policies, policy_scope, set_policy
+from keras_mp import (
+    Policy,
+    convert,
+    hardware,
+    lists,
+    policies,
+    policy_scope,
+    set_policy,
+)
 
 X = np.random.default_rng(0).normal(size=(4, 3, 4)).astype("float32")
 FLOAT32 = keras.DTypePolicy("float32")
@@ -361,7 +369,7 @@ def test_a_rule_must_match_a_name_in_full():
     ],
 )
 def test_rule_matches(rule, path, expected):
-    assert policies.rule_matches(rule, layers.Dense(2), path) is expected
+    assert lists.matches(rule, layers.Dense(2), path) is expected
 
 
 def test_class_rules_cover_subclasses():
