@@ -22,6 +22,11 @@ class When(NamedTuple):
     attribute: str
     test: Callable[[Any], bool]
 
+    def matches(self, layer, attribute, value):
+        """Return whether ``layer`` would match with ``value`` as ``attribute``."""
+        right = attribute == self.attribute and isinstance(layer, self.layer)
+        return right and bool(self.test(value))
+
 
 def _layers(*names):
     """Return the classes of `keras.layers` by these names that this Keras has."""
@@ -51,6 +56,9 @@ DENY = (
     When(keras.layers.Activation, "activation", is_float32_function),
     When(keras.layers.Dot, "normalize", bool),
 )
+
+#: The attributes that decide for some layers.
+CONDITIONS = {rule.attribute for rule in DENY if isinstance(rule, When)}
 
 #: Layers whose products run in low precision, on tensor cores.
 ALLOW = _layers(
@@ -121,8 +129,10 @@ def matches(rule, layer, path):
         path: Names of its containers and itself, joined by ``/``.
     """
     if isinstance(rule, When):
-        has = isinstance(layer, rule.layer) and hasattr(layer, rule.attribute)
-        return has and rule.test(getattr(layer, rule.attribute))
+        has = hasattr(layer, rule.attribute)
+        return has and rule.matches(
+            layer, rule.attribute, getattr(layer, rule.attribute)
+        )
     if inspect.isclass(rule):
         return isinstance(layer, rule)
     names = path.split("/")

@@ -370,9 +370,31 @@ def _attached(layer, sublayer):
         _settle_all(sublayer, path, _rules_of(layer))
 
 
-def _built(layer):
-    if _rules_of(layer):
-        _settle(layer, private.place_of(layer))
+def _assigned(layer, name, value):
+    """Return what ``layer`` gets as attribute ``name`` that is given ``value``.
+
+    Its inputs are cast before it is built. So what decides about that is looked at as
+    it arrives, and the guards, which need the whole layer, are put on when it is built.
+    """
+    if name not in _DECISIVE or not _rules_of(layer):
+        return value
+    if vars(layer)["_dtype_policy"].compute_dtype not in private.LOW_PRECISION:
+        return value
+    place = private.place_of(layer)
+    if name == "autocast" and place_in_lists(layer, place) == "follow":
+        return False
+    if _is_denied_with(layer, place, name, value):
+        put_under(layer, FLOAT32)
+    if name == "built" and value and not vars(layer).get("built"):
+        _settle(layer, place)
+    return value
+
+
+def _is_denied_with(layer, place, name, value):
+    conditions = [rule for rule in lists.DENY if isinstance(rule, lists.When)]
+    return place_in_lists(layer, place) is None and any(
+        rule.matches(layer, name, value) for rule in conditions
+    )
 
 
 def _named_policy(name):
@@ -452,5 +474,6 @@ def _rule_from(config, custom_objects):
 
 
 _NO_RULES = Policy("float32")
+_DECISIVE = {"autocast", "built", *lists.CONDITIONS}
 
-private.layer_hook(_choose, _attached, _built)
+private.layer_hook(_choose, _attached, _assigned)

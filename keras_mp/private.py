@@ -50,7 +50,7 @@ def place_of(layer):
     return layer.__dict__.get("_path") or layer.name
 
 
-def layer_hook(choose, attached, built):
+def layer_hook(choose, attached, assigned):
     """Have policies chosen per layer: as a layer gets one, its path, or a sublayer.
 
     Keras looks a policy up without saying for which layer, and knows a path only for
@@ -64,8 +64,8 @@ def layer_hook(choose, attached, built):
             the one around it, and when it learns its path.
         attached: ``attached(layer, sublayer)``, called when a layer is stored on
             another, alone or in a list, tuple or dict.
-        built: ``built(layer)``, called when ``layer`` is about to be built: it has all
-            its weights and attributes, and has not been called.
+        assigned: ``assigned(layer, name, value) -> value``, called when ``layer`` is
+            about to get any other attribute.
     """
     base = keras.layers.Layer
     follow = base._setattr_hook
@@ -78,8 +78,7 @@ def layer_hook(choose, attached, built):
             set_layer_policy(
                 self, choose(self, self._dtype_policy, value, "_dtype_policy")
             )
-        if name == "built" and value and not vars(self).get("built"):
-            built(self)
+        value = assigned(self, name, value)
         for sublayer in _layers_in(value):
             attached(self, sublayer)
         return name, value

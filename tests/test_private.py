@@ -55,19 +55,25 @@ def test_set_layer_policy_changes_one_layer_of_a_shared_map():
 def test_hook_sees_name_and_path_and_can_be_put_back(monkeypatch):
     base = keras.layers.Layer
     monkeypatch.setattr(base, "_setattr_hook", base._setattr_hook)
-    seen = []
+    seen, given = [], []
 
-    def resolve(layer, policy, path):
+    def resolve(layer, policy, path, attribute):
+        assert attribute == "_dtype_policy"
         seen.append((layer, policy.name, path))
         return keras.DTypePolicy("bfloat16") if path == "model/inside" else policy
 
-    private.layer_hook(resolve, lambda layer, sublayer: None)
+    def assigned(layer, name, value):
+        given.append((layer, name))
+        return 7 if name == "units" else value
+
+    private.layer_hook(resolve, lambda layer, sublayer: None, assigned)
     layer = keras.layers.Dense(2, name="inside")
     assert (layer, "float32", "inside") in seen
     assert layer.compute_dtype == "float32"
     keras.Sequential([keras.Input((3,)), layer], name="model")
     assert (layer, "float32", "model/inside") in seen
     assert layer.compute_dtype == layer.kernel.dtype == "bfloat16"
+    assert (layer, "built") in given and layer.units == 7
 
 
 def test_hook_leaves_other_attributes_and_tracking_alone():

@@ -47,10 +47,11 @@ def _guard_multi_head(layer):
     compute = layer._compute_attention
 
     @functools.wraps(compute)
-    def guarded(*args, **kwargs):
-        if layer._flash_attention:  # one kernel, which keeps its scores in float32
-            return compute(*args, **kwargs)
-        bound = inspect.signature(compute).bind(*args, **kwargs)
+    def guarded(query, *args, **kwargs):
+        # Flash attention is one kernel, which keeps its scores in float32.
+        if layer._flash_attention or not _is_low(query):
+            return compute(query, *args, **kwargs)
+        bound = inspect.signature(compute).bind(query, *args, **kwargs)
         return _attend(layer, **bound.arguments)
 
     layer._compute_attention = guarded
@@ -85,6 +86,10 @@ def _attend(
     if layer.dropout > 0:
         kept = layer._dropout_layer(weights, training=training)
     return ops.einsum(layer._combine_equation, kept, value), weights
+
+
+def _is_low(tensor):
+    return keras.backend.standardize_dtype(tensor.dtype) in private.LOW_PRECISION
 
 
 def _fused_softmax(scores, mask):
@@ -141,10 +146,12 @@ def _fitted(query, key, axes):
 
 
 def _guard_single_head(layer):
-    calculate = layer._calculate_scores
+    calculate, apply = layer._calculate_scores, layer._apply_scores
 
     @functools.wraps(calculate)
     def calculate_scores(query, key):
+        if not _is_low(query):
+            return calculate(query, key)
         if layer.score_mode != "dot" or type(layer) is keras.layers.AdditiveAttention:
             return float32(calculate, output_dtype="float32")(query, key)
         query, factor = _fitted(query, key, (1,))
@@ -154,8 +161,10 @@ def _guard_single_head(layer):
         with private.variables_as_stored():
             return scores if layer.scale is None else ops.multiply(scores, layer.scale)
 
-    @functools.wraps(layer._apply_scores)
+    @functools.wraps(apply)
     def apply_scores(scores, value, scores_mask=None, training=False):
+        if not _is_low(value):
+            return apply(scores, value, scores_mask, training)
         if scores_mask is not None:
             if len(scores_mask.shape) == 2:
                 scores_mask = ops.expand_dims(scores_mask, axis=-2)

@@ -15,10 +15,11 @@ def guard_activations(layer):
     number and exponentials above its largest. A recurrent cell's goes back to the dtype
     of its state.
     """
+    # A recurrent layer only shows what its cell has.
     steep = [
         name
         for name in _ACTIVATIONS
-        if lists.is_float32_function(getattr(layer, name, None))
+        if lists.is_float32_function(vars(layer).get(name))
     ]
     for name in steep:
         function = getattr(layer, name)
