@@ -167,7 +167,8 @@ def check_export(model, inputs, path, format, **options):
 
 
 def test_keras_own_export_serves_float16(tmp_path):
-    model = dense()
+    keras.config.set_dtype_policy("mixed_float16")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model.export(tmp_path / "keras", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "keras")
     assert loaded.serve(np.ones((1, 4), "float32")).dtype == tf.float16
