@@ -1,6 +1,7 @@
 """Mixed-precision training for Keras 3 with float32's results."""
 
 from keras_mp import callbacks, hardware, layers, ops, scaling
+from keras_mp.export import export
 from keras_mp.memory import MemoryReport, memory_report
 from keras_mp.ops import float32
 from keras_mp.optimizer import LossScaleOptimizer
@@ -15,6 +16,7 @@ __all__ = [
     "__version__",
     "callbacks",
     "compile",
+    "export",
     "float32",
     "hardware",
     "layers",

@@ -16,6 +16,8 @@ from keras_mp.compare import custom, report, runner, worker
 from keras_mp.compare.tasks import Job, UserError, explain
 from keras_mp.conformance import bounds, discover, measure, table
 from keras_mp.conformance.every import all_cases
+from keras_mp.export import export as export_model
+from keras_mp.export.formats import FORMATS
 
 MIXED_POLICIES = ("mixed_bfloat16", "mixed_float16")
 
@@ -49,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_bench(commands)
     _add_conformance(commands)
+    _add_export(commands)
     return parser
 
 
@@ -192,6 +195,31 @@ def _pattern(text: str) -> re.Pattern:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
+def _add_export(commands) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write a model that was trained in mixed precision as float32",
+        description="Write a .keras file as a SavedModel, TFLite or ONNX artefact that "
+        "computes in float32, and check that it predicts the same.",
+    )
+    parser.set_defaults(run=export)
+    parser.add_argument("model", metavar="MODEL.keras")
+    parser.add_argument(
+        "output", metavar="OUT", help="FILE.tflite, FILE.onnx, or a SavedModel's folder"
+    )
+    parser.add_argument(
+        "--format", choices=tuple(FORMATS), help="default: by the suffix of OUT"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what is there already"
+    )
+    parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="do not load the artefact and compare its predictions",
+    )
+
+
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**32:
@@ -279,6 +307,27 @@ def conformance(arguments: argparse.Namespace) -> int:
             f"{result.scenario}, {result.policy}: {bounds.failure(result)}"
         )
     return 1 if untested or failing else 0
+def export(arguments: argparse.Namespace) -> None:
+    """Run the ``export`` command."""
+    path = arguments.model
+    custom.check_model(path, path)
+    model = custom.load_model(path, path, "export", "keras_mp.export")
+    try:
+        done = export_model(
+            model,
+            arguments.output,
+            arguments.format,
+            verify=not arguments.no_verify,
+            overwrite=arguments.overwrite,
+        )
+    except (ImportError, TypeError, ValueError) as error:
+        raise UserError(str(error)) from None
+    show(f"wrote {done.path}: {done.format}, {done.size / 1e6:.1f} MB, float32")
+    if done.difference is not None:
+        show(
+            f"verified: predictions differ from the model's in float32 by "
+            f"{done.difference:.1e} of the largest one"
+        )
 
 
 def show(line: str) -> None:

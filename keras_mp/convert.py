@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_mp import policies, private
+from keras_mp import lists, policies, private
 from keras_mp.layers import Island
 
 
@@ -32,6 +32,9 @@ def apply_policy(model: keras.layers.Layer, policy: keras.DTypePolicy | str) -> 
     _check_variables(model, policy, plan.values())
     for layer, layer_policy in plan.values():
         policies.put_under(layer, layer_policy)
+    for layer in private.walk(model):
+        policies.obey(layer, policy)
+    policies.resolve_rules(model)
 
 
 def unmatched_rules(model: keras.layers.Layer, policy: policies.Policy) -> list:
@@ -39,8 +42,8 @@ def unmatched_rules(model: keras.layers.Layer, policy: policies.Policy) -> list:
     found = list(policies.layers_with_paths(model))
     return [
         rule
-        for rule in policy.rules
-        if not any(policies.rule_matches(rule, *place) for place in found)
+        for rule in policy.all_rules
+        if not any(lists.matches(rule, *place) for place in found)
     ]
 
 

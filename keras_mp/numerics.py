@@ -250,6 +250,16 @@ def cast_floats(structure, dtype):
     )
 
 
+def widen(structure):
+    """Return ``structure`` with float16 and bfloat16 tensors cast to float32."""
+
+    def widened(leaf):
+        low = is_float(leaf) and _dtype(leaf) in private.LOW_PRECISION
+        return private.cast_with_mask(leaf, "float32") if low else leaf
+
+    return keras.tree.map_structure(widened, structure)
+
+
 def checked_float_dtype(owner, dtype):
     """Return ``dtype``, the argument ``output_dtype`` of ``owner``, by its full name.
 

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import keras
 
-from keras_mp import hardware, private
+from keras_mp import guards, hardware, lists, private
 
 _KERAS_MODULES = {"keras.layers": keras.layers, "keras": keras}
 
 FLOAT32 = keras.DTypePolicy("float32")
+
+_RULES = "_keras_mp_rules"
 
 
 @keras.saving.register_keras_serializable("keras_mp")
@@ -34,12 +36,23 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
             ``"block_.*"`` or ``"encoder/attention"``. A rule that matches a container
             covers everything inside. Rules on a path take effect as layers are put
             together and built, at the latest in `keras_mp.compile`.
+        allow: Rules for layers that are to be left as Keras has them, in low
+            precision, though they are on keras_mp's list of those that are not safe in
+            it; ``".*"`` for all.
+        follow: Rules for layers without weights that are to compute in the dtype that
+            comes in.
+
+    Rules come before the lists of `keras_mp.lists`, by which every layer under a policy
+    of keras_mp's is made safe: those on ``DENY`` compute in float32, those on
+    ``FOLLOW`` in the dtype that comes in, and of the others what needs it, such as the
+    softmax of attention, computes in float32 inside.
 
     Layers that Keras names by itself (``softmax``, ``softmax_1``, ...) may be called
     otherwise after loading: give them a class rule, or name them.
 
     Attributes:
-        rules: The rules, as a tuple of strings and classes.
+        rules: The rules of ``float32``, as a tuple of strings and classes.
+        allow, follow: Those of the other lists.
         reason: Why ``"auto"`` chose as it did; None if the policy was named.
 
     Raises:
@@ -59,13 +72,20 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
     # by its name when a model is loaded.
 
     def __init__(
-        self, name: str = "auto", float32: Iterable[str | type] | str | type = ()
+        self,
+        name: str = "auto",
+        float32: Iterable[str | type] | str | type = (),
+        *,
+        allow: Iterable[str | type] | str | type = (),
+        follow: Iterable[str | type] | str | type = (),
     ) -> None:
         self.reason = None
         if name == "auto":
             name, self.reason = hardware.recommend()
         super().__init__(default_policy=_named_policy(name))
-        self.rules = _checked_rules(float32)
+        self.rules = _checked_rules("float32", float32)
+        self.allow = _checked_rules("allow", allow)
+        self.follow = _checked_rules("follow", follow)
         self._layer = None
 
     @property
@@ -75,7 +95,12 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
 
     def matches(self, layer: keras.layers.Layer, path: str) -> bool:
         """Return whether a rule keeps ``layer``, found under ``path``, in float32."""
-        return any(rule_matches(rule, layer, path) for rule in self.rules)
+        return lists.matches_any(self.rules, layer, path)
+
+    @property
+    def all_rules(self):
+        """The rules of all three lists, as one tuple."""
+        return self.rules + self.allow + self.follow
 
     def for_layer(self, layer, path):
         """Return the policy that ``layer``, found under ``path``, is to have.
@@ -85,35 +110,46 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         """
         if self.matches(layer, path):
             return FLOAT32
-        if not self.rules:
+        if not self.all_rules:
             return self.default_policy
         own = copy.copy(self)
         own._layer = weakref.ref(layer)
         return own
 
     def get_config(self):
+        others = {"allow": self.allow, "follow": self.follow}
+        rules = {"float32": self.rules, **{k: v for k, v in others.items() if v}}
         return {
             "name": self.name,
-            "float32": [_rule_config(rule) for rule in self.rules],
+            **{name: list(map(_rule_config, value)) for name, value in rules.items()},
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        rules = [_rule_from(rule, custom_objects) for rule in config["float32"]]
-        return cls(config["name"], rules)
+        rules = {
+            name: [_rule_from(rule, custom_objects) for rule in value]
+            for name, value in config.items()
+            if name != "name"
+        }
+        return cls(config["name"], **rules)
+
+    def _key(self):
+        return self.name, self.rules, self.allow, self.follow
 
     def __eq__(self, other):
-        return isinstance(other, Policy) and (self.name, self.rules) == (
-            other.name,
-            other.rules,
-        )
+        return isinstance(other, Policy) and self._key() == other._key()
 
     def __hash__(self):
-        return hash((self.name, self.rules))
+        return hash(self._key())
 
     def __repr__(self):
-        rules = [getattr(rule, "__name__", rule) for rule in self.rules]
-        return f"<Policy '{self.name}', float32={rules}>"
+        rules_of = {"float32": self.rules, "allow": self.allow, "follow": self.follow}
+        shown = [
+            f", {name}={[getattr(rule, '__name__', rule) for rule in rules]}"
+            for name, rules in rules_of.items()
+            if rules or name == "float32"
+        ]
+        return f"<Policy '{self.name}'{''.join(shown)}>"
 
     def __getstate__(self):
         return {**self.__dict__, "_layer": None}
@@ -195,25 +231,6 @@ def policy_scope(policy: keras.DTypePolicy | str) -> Iterator[keras.DTypePolicy]
         keras.config.set_dtype_policy(before)
 
 
-def rule_matches(rule, layer, path):
-    """Return whether one rule matches a layer.
-
-    Args:
-        rule: A layer class, or a regular expression as a string.
-        layer: The layer.
-        path: Names of its containers and itself, joined by ``/``.
-    """
-    if inspect.isclass(rule):
-        return isinstance(layer, rule)
-    names = path.split("/")
-    runs = (
-        "/".join(names[start:end])
-        for end in range(1, len(names) + 1)
-        for start in range(end)
-    )
-    return any(re.fullmatch(rule, run) for run in runs)
-
-
 def layers_with_paths(layer, path=None):
     """Yield each layer inside ``layer``, itself first, with its path.
 
@@ -259,12 +276,16 @@ def is_convertible(layer):
 
 
 def resolve_rules(layer, path=None):
-    """Apply the rules that the policies in ``layer`` hold to the layers inside it.
+    """Make every layer in ``layer`` safe that computes in low precision.
 
-    A layer obeys rules on its name and class from the start and rules on its path as
-    it is built or put into another; this settles what only a finished model shows.
+    Rules that a policy holds come first, then the lists of `keras_mp.lists`. A layer
+    under a policy of keras_mp's obeys rules on its name and class from the start, and
+    rules on its path and attributes as it is built or put into another; this settles
+    what only a finished model shows, and layers that have Keras's own policies.
     """
-    _resolve(layer, path or layer.name, ())
+    path = path or layer.name
+    _resolve(layer, path, ())
+    _settle_all(layer, path, None)
 
 
 def _resolve(layer, path, around):
@@ -277,16 +298,103 @@ def _resolve(layer, path, around):
         _resolve(inner, f"{path}/{inner.name}", places)
 
 
-def _choose(layer, policy, path):
-    return policy.for_layer(layer, path) if isinstance(policy, Policy) else policy
+def _settle_all(layer, path, around):
+    """Settle ``layer`` and what is inside it; ``around`` is the policy around it."""
+    policy = _rules_of(layer) or around
+    obey(layer, policy)
+    _settle(layer, path)
+    if not guards.is_whole(layer):
+        for inner in private.sublayers(layer):
+            _settle_all(inner, f"{path}/{inner.name}", policy)
+
+
+def _settle(layer, path):
+    """Make one layer safe by the lists, if it computes in low precision."""
+    if layer.compute_dtype not in private.LOW_PRECISION or not is_convertible(layer):
+        return
+    place = place_in_lists(layer, path)
+    if place == "float32":
+        put_under(layer, FLOAT32)
+    elif place == "follow":
+        layer.autocast = False
+    elif place != "allow":
+        guards.guard(layer)
+
+
+def place_in_lists(layer, path):
+    """Return the list that has ``layer``: "float32", "follow", "allow" or None.
+
+    "allow" is for the policy's own rule only; the list of that name is of layers that
+    compute in low precision as all do that are on no list.
+    """
+    rules = _rules_of(layer)
+    if lists.matches_any(rules.allow, layer, path):
+        return "allow"
+    if lists.matches_any(rules.follow, layer, path):
+        return "follow"
+    if lists.matches_any(lists.DENY, layer, path):
+        return "float32"
+    return "follow" if type(layer) in lists.FOLLOW else None
+
+
+def _rules_of(layer):
+    """Return the policy of keras_mp's under which ``layer`` is, or None."""
+    return vars(layer).get(_RULES)
+
+
+def obey(layer, policy):
+    """Remember that ``layer`` is under ``policy``, of keras_mp's or not.
+
+    The layer itself has Keras's own policy where no rule has to be saved with it.
+    """
+    vars(layer)[_RULES] = policy if isinstance(policy, Policy) else _NO_RULES
+
+
+def _choose(layer, policy, path, attribute):
+    """Return what ``layer`` gets that is given ``policy`` as ``attribute``."""
+    if not isinstance(policy, Policy):
+        return policy
+    obey(layer, policy)
+    chosen = policy.for_layer(layer, path)
+    low = chosen.compute_dtype in private.LOW_PRECISION
+    if attribute == "outer_policy" or not low:
+        return chosen
+    return FLOAT32 if place_in_lists(layer, path) == "float32" else chosen
 
 
 def _attached(layer, sublayer):
     place = private.place_of(layer)
-    _resolve(sublayer, f"{place}/{sublayer.name}", [(layer, place)])
+    path = f"{place}/{sublayer.name}"
+    _resolve(sublayer, path, [(layer, place)])
+    if _rules_of(layer) and not guards.is_whole(layer):
+        _settle_all(sublayer, path, _rules_of(layer))
 
 
-private.layer_hook(_choose, _attached)
+def _assigned(layer, name, value):
+    """Return what ``layer`` gets as attribute ``name`` that is given ``value``.
+
+    Its inputs are cast before it is built. So what decides about that is looked at as
+    it arrives, and the guards, which need the whole layer, are put on when it is built.
+    """
+    if name not in _DECISIVE or not _rules_of(layer):
+        return value
+    if vars(layer)["_dtype_policy"].compute_dtype not in private.LOW_PRECISION:
+        return value
+    place = private.place_of(layer)
+    if name == "autocast" and place_in_lists(layer, place) == "follow":
+        return False
+    if _is_denied_with(layer, place, name, value):
+        put_under(layer, FLOAT32)
+    if name == "built" and value and not vars(layer).get("built"):
+        _settle(layer, place)
+    return value
+
+
+def _is_denied_with(layer, place, name, value):
+    conditions = [rule for rule in lists.DENY if isinstance(rule, lists.When)]
+    return place_in_lists(layer, place) is None and any(
+        rule.matches(layer, name, value) for rule in conditions
+    )
 
 
 def _named_policy(name):
@@ -308,31 +416,31 @@ def _named_policy(name):
     return policy
 
 
-def _checked_rules(rules):
+def _checked_rules(name, rules):
     if isinstance(rules, str | Mapping) or not isinstance(rules, Iterable):
         rules = (rules,)
-    return tuple(_checked_rule(rule) for rule in rules)
+    return tuple(_checked_rule(name, rule) for rule in rules)
 
 
-def _checked_rule(rule):
+def _checked_rule(name, rule):
     if inspect.isclass(rule) and issubclass(rule, keras.layers.Layer):
         return rule
     if not isinstance(rule, str):
         raise TypeError(
-            f"Policy(float32=[...]): each rule must be a layer's name, a regular "
+            f"Policy({name}=[...]): each rule must be a layer's name, a regular "
             f"expression or a layer class. Got {rule!r} of type "
             f"{type(rule).__name__}. For a single layer pass its name."
         )
     if not rule:
         raise ValueError(
-            "Policy(float32=['']): an empty rule matches no layer. Leave it out, or "
+            f"Policy({name}=['']): an empty rule matches no layer. Leave it out, or "
             "write '.*' for every layer."
         )
     try:
         re.compile(rule)
     except re.error as error:
         raise ValueError(
-            f"Policy(float32=[{rule!r}]): the rule is no regular expression "
+            f"Policy({name}=[{rule!r}]): the rule is no regular expression "
             f"({error}). Write for example 'block_.*' for names that start with "
             f"block_, or {re.escape(rule)!r} for this very name."
         ) from error
@@ -363,3 +471,9 @@ def _rule_from(config, custom_objects):
             "@keras.saving.register_keras_serializable(), or pass custom_objects."
         )
     return found
+
+
+_NO_RULES = Policy("float32")
+_DECISIVE = {"autocast", "built", *lists.CONDITIONS}
+
+private.layer_hook(_choose, _attached, _assigned)

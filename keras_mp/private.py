@@ -35,6 +35,11 @@ def set_layer_policy(layer, policy):
     layer._dtype_policy = policy
 
 
+def is_of_keras(layer):
+    """Return whether the class of ``layer`` is one of Keras's own."""
+    return type(layer).__module__.split(".")[0] == "keras"
+
+
 def own_variables(layer):
     """Return the variables of ``layer`` itself, without those of its sublayers."""
     return layer._trainable_variables + layer._non_trainable_variables
@@ -45,7 +50,7 @@ def place_of(layer):
     return layer.__dict__.get("_path") or layer.name
 
 
-def layer_hook(choose, attached):
+def layer_hook(choose, attached, assigned):
     """Have policies chosen per layer: as a layer gets one, its path, or a sublayer.
 
     Keras looks a policy up without saying for which layer, and knows a path only for
@@ -54,10 +59,13 @@ def layer_hook(choose, attached):
     needs: it sees whatever is stored on a layer.
 
     Args:
-        choose: ``choose(layer, policy, path) -> policy``, called when ``layer`` is
-            about to get ``policy`` and when it learns its path.
+        choose: ``choose(layer, policy, path, attribute) -> policy``, called when
+            ``layer`` is about to get ``policy`` as that attribute, its own policy or
+            the one around it, and when it learns its path.
         attached: ``attached(layer, sublayer)``, called when a layer is stored on
             another, alone or in a list, tuple or dict.
+        assigned: ``assigned(layer, name, value) -> value``, called when ``layer`` is
+            about to get any other attribute.
     """
     base = keras.layers.Layer
     follow = base._setattr_hook
@@ -65,9 +73,12 @@ def layer_hook(choose, attached):
     def hook(self, name, value):
         name, value = follow(self, name, value)
         if name in ("_dtype_policy", "outer_policy"):
-            return name, choose(self, value, place_of(self))
+            return name, choose(self, value, place_of(self), name)
         if name == "_path" and value:
-            set_layer_policy(self, choose(self, self._dtype_policy, value))
+            set_layer_policy(
+                self, choose(self, self._dtype_policy, value, "_dtype_policy")
+            )
+        value = assigned(self, name, value)
         for sublayer in _layers_in(value):
             attached(self, sublayer)
         return name, value
@@ -119,11 +130,20 @@ def variables_as_stored():
     """Return a context in which variables are read in the dtype they have.
 
     In a layer's ``call`` Keras casts what is read to the layer's compute dtype. It
-    changes that for a whole layer only, and exports no name for the scope it enters.
+    changes that for a whole layer only.
+    """
+    return variables_read_in(None)
+
+
+def variables_read_in(dtype):
+    """Return a context in which float variables are read in ``dtype``.
+
+    Keras enters such a scope for layers of a mixed policy only, and exports no name
+    for it.
     """
     modules = (sys.modules[base.__module__] for base in keras.Variable.__mro__)
     scopes = (getattr(module, "AutocastScope", None) for module in modules)
-    return next(filter(None, scopes))(None)
+    return next(filter(None, scopes))(dtype)
 
 
 def forget_dtypes(model):
@@ -464,3 +484,45 @@ def raise_if(condition, message):
     import tensorflow as tf
 
     tf.debugging.Assert(tf.logical_not(condition), [message])
+
+
+@contextlib.contextmanager
+def attributes_for_now(changes):
+    """Give objects other attributes inside the block.
+
+    Past their ``__setattr__``, which would track values and apply the rules of
+    policies, so that afterwards everything is the very object it was.
+
+    Args:
+        changes: Pairs of an object and the attributes it is to have, as a dict; the
+            object must have them already.
+    """
+    changes = list(changes)
+    before = [{name: vars(owner)[name] for name in new} for owner, new in changes]
+    try:
+        for owner, new in changes:
+            vars(owner).update(new)
+        yield
+    finally:
+        for (owner, _), old in zip(changes, before, strict=True):
+            vars(owner).update(old)
+
+
+def policy_as(layer, policy):
+    """Yield what to change, as of `attributes_for_now`, for ``layer`` to have it."""
+    yield layer, {"_dtype_policy": policy}
+
+
+def losses_apart(layer):
+    """Yield what to change for ``layer`` to collect losses in another list."""
+    yield layer, {"_losses": list(layer._losses)}
+
+
+def input_in(layer, dtype):
+    """Yield what to change for a low-precision ``InputLayer`` to be of ``dtype``.
+
+    A Functional model casts what it is given to the dtype of this layer's output.
+    """
+    if layer.dtype in LOW_PRECISION:
+        yield layer, {"_dtype": dtype}
+        yield layer.output, {"_dtype": dtype}

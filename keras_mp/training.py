@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mp import convert, distribute, policies, private, scaling
+from keras_mp import convert, distribute, guards, policies, private, scaling
 from keras_mp.optimizer import LossScaleOptimizer, checked_inner
 from keras_mp.scaling import LossScale
 
@@ -70,8 +70,7 @@ def compile(
         optimizer = _checked_optimizer(optimizer, rule)
         if policy is not None:
             convert.apply_policy(model, policy)
-        policies.resolve_rules(model)
-        _report_unmatched_rules(model)
+        _make_safe(model)
         optimizer = _wrapped(model, optimizer, rule)
         # Keras would go by one policy name, and wrap in its own class.
         compile_kwargs["auto_scale_loss"] = False
@@ -154,8 +153,7 @@ def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:
     >>> model = keras_mp.load_model("model.keras")
     """
     model = keras.saving.load_model(path, **kwargs)
-    policies.resolve_rules(model)
-    _report_unmatched_rules(model)
+    _make_safe(model)
     if type(getattr(model, "optimizer", None)) is keras.optimizers.LossScaleOptimizer:
         _replace_keras_scaler(model)
     optimizer = getattr(model, "optimizer", None)
@@ -240,6 +238,16 @@ def _logs_of(model, logs, clean):
     }
 
 
+def _make_safe(model):
+    """Have the layers of ``model`` obey rules and lists, and it return float32."""
+    policies.resolve_rules(model)
+    _report_unmatched_rules(model)
+    if any(
+        layer.compute_dtype in private.LOW_PRECISION for layer in private.walk(model)
+    ):
+        guards.widen_outputs(model)
+
+
 def _checked_rule(rule):
     return None if rule is None else scaling.get(rule)
 
@@ -265,7 +273,7 @@ def _report_unmatched_rules(model):
             warnings.warn(
                 f"Policy rule '{shown}' matches no layer of model '{model.name}', so "
                 f"it keeps nothing in float32.{_suggestion(model, shown)}",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

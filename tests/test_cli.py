@@ -121,6 +121,23 @@ def test_a_missing_package_names_its_extra(capsys, monkeypatch, tmp_path, module
     )
 
 
+def test_export(capsys, tmp_path, model_file):
+    out = tmp_path / "model.tflite"
+    assert cli.main(["export", model_file, str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"wrote {out}: tflite" in said and "verified: predictions differ" in said
+    assert cli.main(["export", model_file, str(out)]) == 2
+    assert "overwrite" in capsys.readouterr().err
+    again = ["export", model_file, str(out), "--overwrite", "--no-verify"]
+    assert cli.main(again) == 0
+    assert "verified" not in capsys.readouterr().out
+
+
+def test_export_of_no_model(capsys, tmp_path):
+    assert cli.main(["export", str(tmp_path / "a.keras"), str(tmp_path / "b")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
 def test_the_policy_is_explained(monkeypatch):
     advice = hardware.Recommendation("float32", "No tensor cores.")
     monkeypatch.setattr(hardware, "recommend", lambda: advice)

@@ -3,6 +3,8 @@
 Weights and round trips are compared bitwise: a change of policy computes nothing.
 """
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -122,6 +124,17 @@ def computing(model):
     }
 
 
+def by_policy(model):
+    """Return what `computing` does but for the softmax of attention: that has float32.
+
+    `keras_mp.lists` says so, whatever the policy.
+    """
+    found = computing(model)
+    steep = [path for path in found if re.search(r"/softmax(_\d+)?$", path)]
+    assert {found.pop(path) for path in steep} <= {"float32"}
+    return found
+
+
 def weights(model):
     return [variable.numpy() for variable in model.variables]
 
@@ -133,7 +146,7 @@ def test_every_layer_computes_under_the_policy(model, low, built):
         model(X)
     convert.apply_policy(model, f"mixed_{low}")
     assert model(X).dtype.name == low
-    assert set(computing(model).values()) == {low}
+    assert set(by_policy(model).values()) == {low}
     assert {v.dtype for v in model.trainable_variables} == {"float32"}
 
 
@@ -145,7 +158,7 @@ def test_rules_hold(model, built):
     # TimeDistributed is no head: it hands on what its layer made, in its own dtype.
     wrapped = isinstance(model.layers[-1], layers.TimeDistributed)
     assert model(X).dtype == ("float16" if wrapped else "float32")
-    found = computing(model)
+    found = by_policy(model)
     low = {path for path, dtype in found.items() if dtype == "float16"}
     high = {path for path, dtype in found.items() if dtype == "float32"}
     assert {path.split("/")[-1] for path in high} == {"head"}
@@ -264,7 +277,7 @@ def test_attention_sublayers_follow():
     assert layer(X, X).dtype == "float32"  # the finding
     convert.apply_policy(layer, "mixed_float16")
     assert layer(X, X).dtype == "float16"
-    assert set(computing(layer).values()) == {"float16"}
+    assert set(by_policy(layer).values()) == {"float16"}
 
 
 @pytest.mark.parametrize("rule", ["gru", layers.GRU])

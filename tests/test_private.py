@@ -55,19 +55,25 @@ def test_set_layer_policy_changes_one_layer_of_a_shared_map():
 def test_hook_sees_name_and_path_and_can_be_put_back(monkeypatch):
     base = keras.layers.Layer
     monkeypatch.setattr(base, "_setattr_hook", base._setattr_hook)
-    seen = []
+    seen, given = [], []
 
-    def resolve(layer, policy, path):
+    def resolve(layer, policy, path, attribute):
+        assert attribute == "_dtype_policy"
         seen.append((layer, policy.name, path))
         return keras.DTypePolicy("bfloat16") if path == "model/inside" else policy
 
-    private.layer_hook(resolve, lambda layer, sublayer: None)
+    def assigned(layer, name, value):
+        given.append((layer, name))
+        return 7 if name == "units" else value
+
+    private.layer_hook(resolve, lambda layer, sublayer: None, assigned)
     layer = keras.layers.Dense(2, name="inside")
     assert (layer, "float32", "inside") in seen
     assert layer.compute_dtype == "float32"
     keras.Sequential([keras.Input((3,)), layer], name="model")
     assert (layer, "float32", "model/inside") in seen
     assert layer.compute_dtype == layer.kernel.dtype == "bfloat16"
+    assert (layer, "built") in given and layer.units == 7
 
 
 def test_hook_leaves_other_attributes_and_tracking_alone():
@@ -356,3 +362,39 @@ def test_variables_are_read_as_stored_in_a_call_too():
     seen = []
     Reads(dtype="mixed_float16")(np.zeros((1, 2), "float32"))
     assert seen == ["float16", "float32", "float16"]
+
+
+def test_variables_are_read_in_the_dtype_asked_for():
+    variable = keras.Variable(np.ones(2), dtype="float16")
+    with private.variables_read_in("float32"):
+        assert (variable * 1).dtype == "float32"
+        with private.variables_as_stored():
+            assert (variable * 1).dtype == "float16"
+    assert (variable * 1).dtype == "float16"
+
+
+def test_attributes_for_now_are_put_back_after_an_error():
+    policy = keras_mp.Policy("mixed_float16", float32=["never"])
+    layer = keras.layers.Dense(2, dtype=policy)
+    own, losses = layer._dtype_policy, layer._losses
+    changes = [
+        *private.policy_as(layer, keras.DTypePolicy("float32")),
+        *private.losses_apart(layer),
+    ]
+    with pytest.raises(RuntimeError), private.attributes_for_now(changes):
+        assert layer(np.ones((1, 2))).dtype == "float32"
+        layer.add_loss(keras.ops.ones(()))
+        raise RuntimeError
+    assert layer._dtype_policy is own and layer._losses is losses and not losses
+    assert layer(np.ones((1, 2))).dtype == "float16"
+
+
+def test_the_dtype_of_an_input_is_the_one_it_is_cast_to():
+    inputs = keras.Input((1,), dtype="float16")
+    model = keras.Model(inputs, keras.layers.Identity(dtype="float32")(inputs))
+    x = np.full((1, 1), 2049, "float32")
+    with private.attributes_for_now(private.input_in(model.layers[0], "float32")):
+        assert model(x) == 2049
+    assert model(x) == 2048
+    other = keras.layers.InputLayer((1,), dtype="int32")
+    assert list(private.input_in(other, "float32")) == []

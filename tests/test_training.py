@@ -469,7 +469,7 @@ def test_train_step_that_returns_its_own_loss_is_believed():
         def train_step(self, data):
             x, y = data
             with tf.GradientTape() as tape:
-                loss = tf.reduce_mean((self(x)[:, 0] - tf.cast(y, "float16")) ** 2)
+                loss = tf.reduce_mean((self(x)[:, 0] - tf.cast(y, "float32")) ** 2)
                 scaled = self.optimizer.scale_loss(loss)
             grads = tape.gradient(scaled, self.trainable_weights)
             self.optimizer.apply(grads, self.trainable_weights)

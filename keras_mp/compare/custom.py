@@ -27,17 +27,21 @@ def check_files(job: Job) -> None:
             f"only {given} {job.model or job.data}",
             f"add {missing}, or leave out both to train a built-in task",
         )
-    called = f"--model {job.model}"
-    if not os.path.isfile(job.model):
+    check_model(job.model, f"--model {job.model}")
+    load_data(job)
+
+
+def check_model(path: str, called: str) -> None:
+    """Refuse a path that holds no ``.keras`` file; ``called`` is what was typed."""
+    if not os.path.isfile(path):
         raise explain(called, "a .keras file", "no such file", "check the path")
-    if not job.model.endswith(".keras") or not zipfile.is_zipfile(job.model):
+    if not path.endswith(".keras") or not zipfile.is_zipfile(path):
         raise explain(
             called,
             "a model in Keras 3's .keras format",
             "a file that is not in this format",
             SAVE_MODEL,
         )
-    load_data(job)
 
 
 def load_data(job: Job) -> Data:
@@ -145,18 +149,7 @@ def _check_pair(called: str, first: str, second: str, arrays: dict) -> None:
 def build(job: Job, policy: str, data: Data) -> keras.Model:
     """The model of the file, its weights as saved, compiled under the policy."""
     called = f"--model {job.model}"
-    try:
-        with warnings.catch_warnings():  # of its optimizer's state, which is not used
-            warnings.simplefilter("ignore")
-            model = keras.models.load_model(job.model)
-    except Exception as error:
-        raise explain(
-            called,
-            "a model that Keras can load by itself",
-            _short(error),
-            "save it again with this version of Keras; for custom layers, compare in "
-            "a script of your own, with keras_mp.compile",
-        ) from None
+    model = load_model(job.model, called, "compare", "keras_mp.compile")
     arguments = _compile_arguments(model, job)
     keras_mp.compile(model, policy=policy, **arguments)
     try:
@@ -170,6 +163,22 @@ def build(job: Job, policy: str, data: Data) -> keras.Model:
             "reshape the arrays, or choose another --loss",
         ) from None
     return model
+
+
+def load_model(path: str, called: str, doing: str, using: str) -> keras.Model:
+    """The model of the file, its optimizer's state left aside."""
+    try:
+        with warnings.catch_warnings():  # of that state
+            warnings.simplefilter("ignore")
+            return keras.models.load_model(path)
+    except Exception as error:
+        raise explain(
+            called,
+            "a model that Keras can load by itself",
+            _short(error),
+            f"save it again with this version of Keras; for custom layers, {doing} in "
+            f"a script of your own, with {using}",
+        ) from None
 
 
 def _compile_arguments(model: keras.Model, job: Job) -> dict:

@@ -1,0 +1,96 @@
+"""What an exported model is to be called with."""
+
+import re
+
+import keras
+import tensorflow as tf
+
+from keras_mp import private
+
+
+def of(model, given=None):
+    """Return the inputs of ``model``: a list with a structure of specs per argument.
+
+    Args:
+        model: A Keras model under float32.
+        given: What the user passed as ``input_signature``, or None.
+
+    Returns:
+        A list of structures of `tf.TensorSpec`, no two of one name.
+
+    Raises:
+        ValueError: The model does not know its inputs yet.
+    """
+    if given is None:
+        found = _of_inputs(model) or _of_first_call(model)
+    else:
+        found = list(given) if isinstance(given, list | tuple) else [given]
+    if not found:
+        raise ValueError(
+            f"keras_mp.export: model '{model.name}' is not built, so it has no inputs "
+            "and no weights to export. Call or train it once first, or build it with "
+            "its input's shape; if it knows no input after that, pass "
+            "input_signature=[keras.InputSpec(shape=(None, ...), dtype='float32')]."
+        )
+    return _named(found)
+
+
+def flat_names(specs):
+    """Return the names of all inputs, in the order of `keras.tree.flatten`."""
+    return [spec.name for spec in keras.tree.flatten(specs)]
+
+
+def _of_inputs(model):
+    """Return what a Functional or Sequential model was made with, or None."""
+    if getattr(model, "inputs", None) is None or not model.built:
+        return None
+    return [model.inputs[0] if isinstance(model, keras.Sequential) else model.input]
+
+
+def _of_first_call(model):
+    """Return the shapes a model of another class was first called with, or None."""
+    config = model.built and model.get_build_config()
+    if not config:
+        return None
+    shapes = config.get("shapes_dict") or {"inputs": config.get("input_shape")}
+    return [_float32_specs(shape) for shape in shapes.values() if shape is not None]
+
+
+def _float32_specs(shapes):
+    if isinstance(shapes, dict):
+        return {name: _float32_specs(shape) for name, shape in shapes.items()}
+    if all(size is None or isinstance(size, int) for size in shapes):
+        return keras.InputSpec(shape=(None, *shapes[1:]), dtype="float32")
+    return [_float32_specs(shape) for shape in shapes]
+
+
+def _named(structures):
+    """Return ``structures`` with each leaf as a `tf.TensorSpec` of its own name.
+
+    Formats know an input by its name, and TensorFlow takes one without `/` and `:`.
+    """
+    taken = set()
+
+    def spec(leaf, *path):
+        name = getattr(leaf, "name", None) or "_".join(map(str, path)) or "input"
+        name = re.sub(r"\W", "_", name)
+        name = name if name[0].isalpha() else f"input_{name}"
+        while name in taken:
+            name += "_1"
+        taken.add(name)
+        dtype = keras.backend.standardize_dtype(leaf.dtype or "float32")
+        dtype = "float32" if dtype in private.LOW_PRECISION else dtype
+        return tf.TensorSpec(leaf.shape, dtype, name)
+
+    return [_mapped(spec, structure) for structure in structures]
+
+
+def _mapped(function, structure, *path):
+    """Return ``structure`` with ``function(leaf, *path)`` in the place of each leaf."""
+    if isinstance(structure, dict):
+        items = structure.items()
+        return {key: _mapped(function, value, *path, key) for key, value in items}
+    if isinstance(structure, list | tuple):
+        pairs = enumerate(structure)
+        return [_mapped(function, value, *path, index) for index, value in pairs]
+    return function(structure, *path)

@@ -1,0 +1,132 @@
+"""The lists are data: what is on them, and how a policy extends them."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_mp
+from keras_mp import Policy, lists, policy_scope
+
+X = np.linspace(-2, 2, 24, dtype="float32").reshape(2, 3, 4)
+
+
+def dtype_of(tensor):
+    return keras.backend.standardize_dtype(tensor.dtype)
+
+
+DENIED = {
+    "softmax": lambda: layers.Softmax(),
+    "softmax_function": lambda: layers.Activation("softmax"),
+    "exponential": lambda: layers.Activation("exponential"),
+    "unit_norm": lambda: layers.UnitNormalization(),
+}
+
+
+@pytest.mark.parametrize("low", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", DENIED)
+def test_denied_layers_compute_in_float32_without_being_asked(name, low):
+    with policy_scope(f"mixed_{low}"):
+        layer = DENIED[name]()
+    plain = DENIED[name]()
+    assert layer.compute_dtype == "float32"
+    assert layer.get_config()["dtype"]["class_name"] == "DTypePolicy"  # plain Keras's
+    np.testing.assert_array_equal(layer(X), plain(X))  # the very same operations
+
+
+def test_a_condition_is_on_an_attribute():
+    with policy_scope("mixed_float16"):
+        cosine = layers.Dot(axes=-1, normalize=True)
+        product = layers.Dot(axes=-1)
+        gelu = layers.Activation("gelu")
+    x = np.full((1, 64), 300.0, "float32")  # the sum of squares is beyond float16
+    assert float(cosine([x, x])[0, 0]) == pytest.approx(1.0, abs=1e-6)
+    assert cosine.compute_dtype == "float32"
+    assert product.compute_dtype == gelu.compute_dtype == "float16"
+
+
+def test_layers_that_follow_keep_the_dtype_that_comes_in():
+    with policy_scope("mixed_float16"):
+        model = keras.Sequential(
+            [
+                keras.Input((3, 4)),
+                layers.Reshape((12,)),
+                layers.Dense(4),
+                layers.Flatten(),
+                layers.Softmax(),
+                layers.Reshape((2, 2)),
+            ]
+        )
+    seen, x = [], keras.ops.convert_to_tensor(X)
+    for layer in model.layers:
+        x = layer(x)
+        seen.append(dtype_of(x))
+    assert seen == ["float32", "float16", "float16", "float32", "float32"]
+    add = layers.Add(dtype=Policy("mixed_float16"))
+    both = [keras.ops.ones((2, 3), "float16"), keras.ops.ones((2, 3), "float32")]
+    assert dtype_of(add(both)) == "float32"  # the widest
+
+
+@pytest.mark.parametrize("rule", ["probabilities", layers.Softmax, ".*"])
+def test_a_policy_may_allow_what_the_list_denies(rule, tmp_path):
+    with policy_scope(Policy("mixed_float16", allow=[rule])):
+        model = keras.Sequential(
+            [keras.Input((4,)), layers.Softmax(name="probabilities")]
+        )
+    assert model.layers[0].compute_dtype == "float16"
+    keras_mp.compile(model, "sgd", "mse")
+    assert model.layers[0].compute_dtype == "float16"
+    model.save(tmp_path / "model.keras")
+    loaded = keras_mp.load_model(tmp_path / "model.keras")
+    assert loaded.layers[0].compute_dtype == "float16"
+
+
+def test_a_policy_may_have_layers_follow():
+    with policy_scope(Policy("mixed_float16", follow=["keeps"])):
+        layer = layers.Activation("gelu", name="keeps")
+        other = layers.Activation("gelu")
+    assert dtype_of(layer(keras.ops.ones((2, 3)))) == "float32"
+    assert dtype_of(other(keras.ops.ones((2, 3)))) == "float16"
+
+
+def test_a_rule_of_float32_comes_before_the_others():
+    policy = Policy("mixed_float16", float32=["a"], allow=["a"], follow=["a"])
+    assert layers.Dense(2, name="a", dtype=policy).compute_dtype == "float32"
+
+
+def test_a_policy_with_other_rules_round_trips():
+    policy = Policy("mixed_float16", ["a"], allow=[layers.Softmax], follow=["b.*"])
+    again = keras.dtype_policies.deserialize(keras.dtype_policies.serialize(policy))
+    assert again == policy and hash(again) == hash(policy)
+    assert again != Policy("mixed_float16", ["a"])
+    assert repr(policy) == (
+        "<Policy 'mixed_float16', float32=['a'], allow=['Softmax'], follow=['b.*']>"
+    )
+
+
+def test_rules_of_every_list_are_checked_and_reported():
+    with pytest.raises(TypeError, match=r"Policy\(allow=\[...\]\)"):
+        Policy("mixed_float16", allow=[3])
+    with pytest.raises(ValueError, match=r"Policy\(follow=\['\('\]\)"):
+        Policy("mixed_float16", follow=["("])
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
+    with pytest.warns(UserWarning, match="'nothing' matches no layer"):
+        keras_mp.compile(
+            model, "sgd", "mse", policy=Policy("mixed_float16", allow=["nothing"])
+        )
+
+
+def test_layers_under_keras_own_policies_are_left_until_the_model_is_compiled():
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Softmax(dtype="mixed_float16", name="top")]
+    )
+    assert model.layers[0].compute_dtype == "float16"
+    keras_mp.compile(model, "sgd", "mse")
+    assert model.layers[0].compute_dtype == "float32"
+
+
+def test_the_lists_do_not_overlap_and_hold_layers_of_keras():
+    classes = [rule for rule in lists.DENY if isinstance(rule, type)]
+    everything = [*classes, *lists.ALLOW, *lists.FOLLOW]
+    assert len(everything) == len(set(everything))
+    assert all(issubclass(layer, layers.Layer) for layer in everything)
