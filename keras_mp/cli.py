@@ -307,6 +307,8 @@ def conformance(arguments: argparse.Namespace) -> int:
             f"{result.scenario}, {result.policy}: {bounds.failure(result)}"
         )
     return 1 if untested or failing else 0
+
+
 def export(arguments: argparse.Namespace) -> None:
     """Run the ``export`` command."""
     path = arguments.model

@@ -1,7 +1,8 @@
 """Which layers compute in float32, which in low precision, and which follow: data.
 
-Three lists, as PyTorch's autocast and TensorFlow's graph rewrite have them. A `Policy`
-extends them by rules of its own, which come first.
+Three lists, ``DENY``, ``ALLOW`` and ``FOLLOW``, as PyTorch's autocast and TensorFlow's
+graph rewrite have them, and ``INSIDE``, of layers in low precision whose computation is
+not. A `Policy` extends them by rules of its own, which come first.
 
 A rule is a layer class, or a regular expression on names and paths (see
 `keras_mp.Policy`), or a `When`: a class under a condition on one of its attributes.
@@ -28,33 +29,124 @@ class When(NamedTuple):
         return right and bool(self.test(value))
 
 
+def _found(module, *names):
+    """Return what ``module`` has by these names: not every Keras has all."""
+    return tuple(filter(None, (getattr(module, name, None) for name in names)))
+
+
 def _layers(*names):
-    """Return the classes of `keras.layers` by these names that this Keras has."""
-    found = (getattr(keras.layers, name, None) for name in names)
-    return tuple(filter(None, found))
+    return _found(keras.layers, *names)
 
 
-#: Activation functions that overflow, or lose most of their digits, in 16 bits.
-FLOAT32_FUNCTIONS = tuple(
-    getattr(keras.activations, name)
-    for name in ("exponential", "log_sigmoid", "log_softmax", "softmax", "softplus")
+#: Activation functions that overflow or lose most of their digits in 16 bits, and whose
+#: results do so too: the small probabilities of a softmax, and exponentials.
+FLOAT32_FUNCTIONS = _found(keras.activations, "exponential", "log_softmax", "softmax")
+
+#: Activation functions that overflow or lose most of their digits on the way to results
+#: that 16 bits hold.
+INSIDE_FUNCTIONS = _found(
+    keras.activations,
+    "elu",
+    "log_sigmoid",
+    "selu",
+    "softplus",
+    "softsign",
+    "sparsemax",
+    "squareplus",
+    "tanh_shrink",
 )
 
 
 def is_float32_function(function):
-    """Return whether ``function``, decorated or not, is one of them."""
+    """Return whether ``function``, decorated or not, is in `FLOAT32_FUNCTIONS`."""
     return callable(function) and inspect.unwrap(function) in FLOAT32_FUNCTIONS
+
+
+def is_inside_function(function):
+    """Return whether ``function``, decorated or not, is in `INSIDE_FUNCTIONS`."""
+    return callable(function) and inspect.unwrap(function) in INSIDE_FUNCTIONS
 
 
 def _interpolates(interpolation):
     return interpolation != "nearest"
 
 
+def _is_denied(layer):
+    kept = layer.compute_dtype == "float32"
+    return kept or matches_any(DENY, layer, layer.name)
+
+
+#: Layers that read ids, and hand on rows of a table in low precision.
+EMBEDDINGS = _layers("Embedding", "ReversibleEmbedding")
+
+#: Layers that read data as it comes: ids, pixels, and numbers of any size. No container
+#: around them rounds what goes in.
+DATA = EMBEDDINGS + _layers(
+    "AugMix",
+    "AutoContrast",
+    "CategoryEncoding",
+    "CutMix",
+    "Discretization",
+    "Equalization",
+    "HashedCrossing",
+    "Hashing",
+    "IntegerLookup",
+    "MelSpectrogram",
+    "MixUp",
+    "Normalization",
+    "RandAugment",
+    "RandomBrightness",
+    "RandomColorDegeneration",
+    "RandomColorJitter",
+    "RandomContrast",
+    "RandomElasticTransform",
+    "RandomErasing",
+    "RandomGaussianBlur",
+    "RandomGrayscale",
+    "RandomHue",
+    "RandomInvert",
+    "RandomPerspective",
+    "RandomPosterization",
+    "RandomRotation",
+    "RandomSaturation",
+    "RandomSharpness",
+    "RandomShear",
+    "RandomTranslation",
+    "RandomZoom",
+    "Rescaling",
+    "Resizing",
+    "STFTSpectrogram",
+    "Solarization",
+)
+
 #: Layers that compute in float32, and hand it on.
 DENY = (
+    *(layer for layer in DATA if layer not in EMBEDDINGS),
     *_layers("Softmax", "UnitNormalization"),
     When(keras.layers.Activation, "activation", is_float32_function),
     When(keras.layers.Dot, "normalize", bool),
+    # It calls what its layer computes by, past the dtype policy.
+    When(keras.layers.TimeDistributed, "layer", _is_denied),
+)
+
+#: Layers that compute in float32 inside, and hand on the dtype that came in: what they
+#: add up, or its powers, is larger than what comes in and goes out; or some device has
+#: no 16-bit kernel.
+INSIDE = (
+    *_layers(
+        "AdaptiveAveragePooling1D",
+        "AdaptiveAveragePooling2D",
+        "AdaptiveAveragePooling3D",
+        "AdaptiveMaxPooling3D",
+        "AveragePooling1D",
+        "AveragePooling2D",
+        "AveragePooling3D",
+        "ELU",
+        "GlobalAveragePooling1D",
+        "GlobalAveragePooling2D",
+        "GlobalAveragePooling3D",
+    ),
+    When(keras.layers.UpSampling2D, "interpolation", _interpolates),
 )
 
 #: The attributes that decide for some layers.
@@ -103,6 +195,7 @@ FOLLOW = _layers(
     "GlobalMaxPooling2D",
     "GlobalMaxPooling3D",
     "Identity",
+    "Masking",
     "Maximum",
     "MaxPooling1D",
     "MaxPooling2D",

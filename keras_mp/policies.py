@@ -310,7 +310,7 @@ def _settle_all(layer, path, around):
 
 def _settle(layer, path):
     """Make one layer safe by the lists, if it computes in low precision."""
-    if layer.compute_dtype not in private.LOW_PRECISION or not is_convertible(layer):
+    if not _is_settled(layer):
         return
     place = place_in_lists(layer, path)
     if place == "float32":
@@ -319,6 +319,11 @@ def _settle(layer, path):
         layer.autocast = False
     elif place != "allow":
         guards.guard(layer)
+
+
+def _is_settled(layer):
+    """Return whether the lists have a say in how ``layer`` computes."""
+    return layer.compute_dtype in private.LOW_PRECISION and is_convertible(layer)
 
 
 def place_in_lists(layer, path):
@@ -368,6 +373,9 @@ def _attached(layer, sublayer):
     _resolve(sublayer, path, [(layer, place)])
     if _rules_of(layer) and not guards.is_whole(layer):
         _settle_all(sublayer, path, _rules_of(layer))
+        if _is_settled(layer) and place_in_lists(layer, place) is None:
+            # Inputs are cast before a layer is built.
+            guards.keep_inputs(layer)
 
 
 def _assigned(layer, name, value):

@@ -72,7 +72,7 @@ def _with_losses(make):
     """Build a layer that returns what it adds to the loss beside its output."""
 
     def build(mode):
-        made = make()
+        made = make(mode)
         return Subject(lambda x: (made(x), *made.losses), made)
 
     return build
@@ -82,7 +82,7 @@ def _in_model(make):
     """Build a compiled model of a layer that adds to the loss; it returns the loss."""
 
     def build(mode):
-        model = keras.Sequential([make()])
+        model = keras.Sequential([make(mode)])
         mode.compile(model, loss="mse")
 
         def call(x):
@@ -98,14 +98,19 @@ def _in_model(make):
 class AddsLoss(keras.layers.Layer):
     """A layer of a user's own: it adds the mean square of its output to the loss."""
 
-    def __init__(self):
+    def __init__(self, mode):
         super().__init__()
         self.dense = keras.layers.Dense(4)
+        self.mean_square = mode.function(_mean_square)
 
     def call(self, inputs):
         outputs = self.dense(inputs)
-        self.add_loss(keras.ops.mean(keras.ops.square(outputs)))
+        self.add_loss(self.mean_square(outputs))
         return outputs
+
+
+def _mean_square(x):
+    return keras.ops.mean(keras.ops.square(x))
 
 
 def made(name, *args, **config):
@@ -118,7 +123,14 @@ SEQUENCE = floats((2, 8, 4))
 _IMAGE = floats((2, 6, 6, 3))
 _VOLUME = floats((2, 4, 4, 4, 2))
 BY_RANK = {1: SEQUENCE, 2: _IMAGE, 3: _VOLUME}
-_REGULAR = dict(units=4, activity_regularizer="l2")
+
+
+def _regular(mode):
+    return keras.layers.Dense(4, activity_regularizer="l2")
+
+
+def _regularization(mode):
+    return keras.layers.ActivityRegularization(l1=0.01, l2=0.01)
 
 
 def _unsaturated(scenarios):
@@ -137,8 +149,8 @@ def _dense():
         activation="softmax",
     )
     for variant, build in (
-        ("activity_regularizer", _with_losses(made("Dense", **_REGULAR))),
-        ("activity_regularizer, compiled", _in_model(made("Dense", **_REGULAR))),
+        ("activity_regularizer", _with_losses(_regular)),
+        ("activity_regularizer, compiled", _in_model(_regular)),
     ):
         yield Case("layers", "Dense", build, _DENSE, variant)
     yield Case("layers", "Layer", _with_losses(AddsLoss), _DENSE, "add_loss")
@@ -146,7 +158,7 @@ def _dense():
     yield Case(
         "layers",
         "ActivityRegularization",
-        _with_losses(made("ActivityRegularization", l1=0.01, l2=0.01)),
+        _with_losses(_regularization),
         floats((4, 8), long=(2, LONG)),
     )
     equation = dict(equation="abc,cd->abd", output_shape=(None, 4))

@@ -15,6 +15,9 @@ from keras_mp.conformance.modes import MODES
 
 POLICIES = ("mixed_float16", "mixed_bfloat16")
 
+# How often the scale of gradients is halved before they count as not finite.
+_HALVINGS = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Error:
@@ -89,18 +92,32 @@ def measure(
             f"got {_said(error)}. Mend the case, or exclude the "
             "object in keras_mp.conformance.discover with a reason."
         ) from error
-    valued = not case.random and scenario not in case.unstable
     results = []
     for mode in modes:
         place = case.kind, case.title, scenario, policy, mode
         try:
-            outcome = run.run(case, given, MODES[mode], policy, reference.start)
-            errors = _compare(outcome, reference, dtype, valued)
+            errors = _errors(case, scenario, given, reference, policy, mode)
         except Exception as error:  # whatever a layer raises is what is reported
             results.append(Result(*place, Error(), Error(), _said(error)))
         else:
             results.append(Result(*place, *errors))
     return results
+
+
+def _errors(case, scenario, given, reference, policy, mode):
+    """Return the errors forward and backward, of gradients scaled as in training.
+
+    Loss scaling halves its scale for as long as a gradient is not finite.
+    """
+    dtype = policy.removeprefix("mixed_")
+    valued = not case.random and scenario not in case.unstable
+    for _ in range(_HALVINGS):
+        outcome = run.run(case, given, MODES[mode], policy, reference.start)
+        errors = _compare(outcome, reference, dtype, valued)
+        if not errors[1].nonfinite:
+            break
+        reference = run.at_half_the_scale(case, given, reference, dtype)
+    return errors
 
 
 def measure_all(

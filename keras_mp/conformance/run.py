@@ -100,6 +100,12 @@ def reference(case, scenario, given, dtype):
     return run(case, given, MODES["keras"], REFERENCE, start, dtype)
 
 
+def at_half_the_scale(case, given, outcome, dtype):
+    """Run the reference of which ``outcome`` is again, its gradients half as large."""
+    start = dataclasses.replace(outcome.start, scale=outcome.start.scale / 2)
+    return run(case, given, MODES["keras"], REFERENCE, start, dtype)
+
+
 def _power_of_two_below(x):
     # 2**24 is the most that loss scaling gives.
     return min(2.0 ** math.floor(math.log2(x)), 2.0**24)

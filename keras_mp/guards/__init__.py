@@ -7,7 +7,7 @@ of it is saved: who loads a model puts the guards back (`keras_mp.load_model`,
 `keras_mp.compile`).
 """
 
-from keras_mp.guards import attention, functions, outputs, weights
+from keras_mp.guards import attention, functions, inputs, outputs, weights
 
 #: Each guard with the name by which reports call it: ``guard(layer)`` returns whether
 #: there was anything to guard, and changes nothing the second time.
@@ -15,6 +15,8 @@ GUARDS = {
     "activation": functions.guard_activations,
     "activity regularizer": functions.guard_regularizer,
     "add_loss": functions.guard_add_loss,
+    "call": functions.guard_call,
+    "inputs": inputs.guard,
     "scores and softmax": attention.guard,
     "weights": weights.guard,
 }
@@ -36,4 +38,5 @@ def is_whole(layer):
     return attention.is_guarded_class(layer)
 
 
+keep_inputs = inputs.guard
 widen_outputs = outputs.widen

@@ -1,4 +1,4 @@
-"""Functions that a layer is given: activations, activity regularizers; and add_loss."""
+"""Functions of a layer: its call, activations, activity regularizer, and add_loss."""
 
 import functools
 
@@ -8,28 +8,36 @@ from keras_mp.ops import float32
 _ACTIVATIONS = ("activation", "recurrent_activation")
 
 
+def guard_call(layer):
+    """Have a layer on `lists.INSIDE` compute in float32, and hand on what came in."""
+    if not lists.matches_any(lists.INSIDE, layer, layer.name):
+        return False
+    if not hasattr(layer.call, "__wrapped__"):
+        layer.call = float32(layer.call)
+    return True
+
+
 def guard_activations(layer):
     """Have the steep activation functions of ``layer`` computed in float32.
 
-    Their result stays in float32, for softmax probabilities below float16's smallest
-    number and exponentials above its largest. A recurrent cell's goes back to the dtype
-    of its state.
+    The result of those in `lists.FLOAT32_FUNCTIONS` stays in float32, for softmax
+    probabilities below float16's smallest number and exponentials above its largest. A
+    recurrent cell's goes back to the dtype of its state.
     """
     # A recurrent layer only shows what its cell has.
-    steep = [
-        name
-        for name in _ACTIVATIONS
-        if lists.is_float32_function(vars(layer).get(name))
-    ]
+    steep = [name for name in _ACTIVATIONS if _is_steep(vars(layer).get(name))]
     for name in steep:
         function = getattr(layer, name)
         if not hasattr(function, "__wrapped__"):
-            setattr(layer, name, _steep(function, hasattr(layer, "state_size")))
+            stays = lists.is_float32_function(function)
+            in_cell = hasattr(layer, "state_size")
+            dtype = "float32" if stays and not in_cell else None
+            setattr(layer, name, float32(function, output_dtype=dtype))
     return bool(steep)
 
 
-def _steep(function, in_cell):
-    return float32(function, output_dtype=None if in_cell else "float32")
+def _is_steep(function):
+    return lists.is_float32_function(function) or lists.is_inside_function(function)
 
 
 def guard_regularizer(layer):
