@@ -375,7 +375,7 @@ def _attached(layer, sublayer):
         _settle_all(sublayer, path, _rules_of(layer))
         if _is_settled(layer) and place_in_lists(layer, place) is None:
             # Inputs are cast before a layer is built.
-            guards.keep_inputs(layer)
+            guards.keep_inputs(layer, sublayer)
 
 
 def _assigned(layer, name, value):
@@ -395,7 +395,18 @@ def _assigned(layer, name, value):
         put_under(layer, FLOAT32)
     if name == "built" and value and not vars(layer).get("built"):
         _settle(layer, place)
+    if isinstance(layer, keras.Sequential):
+        _assigned_to_sequential(layer, name, value)
     return value
+
+
+def _assigned_to_sequential(layer, name, value):
+    if name == private.SEQUENTIAL_LAYERS:
+        private.widen_made_input(value)
+    elif name == "built":
+        # That is assigned whenever a layer is added, which nothing else tells.
+        for inner in private.sublayers(layer):
+            _attached(layer, inner)
 
 
 def _is_denied_with(layer, place, name, value):
@@ -482,6 +493,6 @@ def _rule_from(config, custom_objects):
 
 
 _NO_RULES = Policy("float32")
-_DECISIVE = {"autocast", "built", *lists.CONDITIONS}
+_DECISIVE = {"autocast", "built", private.SEQUENTIAL_LAYERS, *lists.CONDITIONS}
 
 private.layer_hook(_choose, _attached, _assigned)

@@ -149,16 +149,26 @@ def variables_read_in(dtype):
 def forget_dtypes(model):
     """Have ``model`` act on the policies of its layers as they are now.
 
-    Keras keeps what ``fit``, ``evaluate`` and ``predict`` have traced. And a
-    ``Sequential`` model that made its own input made it in the compute dtype of its
-    first layer at the time, and would go on rounding to it.
+    Keras keeps what ``fit``, ``evaluate`` and ``predict`` have traced.
     """
     model.train_function = model.test_function = model.predict_function = None
-    if not isinstance(model, keras.Sequential) or not model._layers:
-        return
-    first = model._layers[0]
-    if isinstance(first, keras.layers.InputLayer) and first.dtype in LOW_PRECISION:
-        first._dtype = first.output._dtype = "float32"
+    if isinstance(model, keras.Sequential):
+        widen_made_input(model._layers)
+
+
+#: The attribute in which a ``Sequential`` model stores the input that it makes.
+SEQUENTIAL_LAYERS = "_layers"
+
+
+def widen_made_input(layers):
+    """Have a ``Sequential`` model of ``layers`` take its input in float32.
+
+    One that makes its own input makes it in the compute dtype of its first layer, and
+    goes on rounding to it.
+    """
+    for first in layers[:1]:
+        if isinstance(first, keras.layers.InputLayer) and first.dtype in LOW_PRECISION:
+            first._dtype = first.output._dtype = "float32"
 
 
 def build_for(model, data):

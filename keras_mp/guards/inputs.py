@@ -5,13 +5,15 @@ import functools
 from keras_mp import lists, private
 
 
-def guard(layer):
+def guard(layer, sublayer=None):
     """Have a container of layers that read data leave the casts of inputs to them.
 
     Rounded to 16 bits on its way in, an id of 2,049 is another, and a number beyond
     65,504 none. The container's own weights are read in its compute dtype as before.
+    ``sublayer`` is one that it is about to get.
     """
-    if not _reads_data(layer):
+    inside = private.sublayers(layer) if sublayer is None else [sublayer]
+    if not any(map(_reads_data, inside)):
         return False
     if layer.autocast:
         layer.autocast = False
@@ -20,11 +22,7 @@ def guard(layer):
 
 
 def _reads_data(layer):
-    return any(
-        isinstance(inner, lists.DATA)
-        for inner in private.walk(layer)
-        if inner is not layer
-    )
+    return any(isinstance(inner, lists.DATA) for inner in private.walk(layer))
 
 
 def _reading_in(layer, call):
