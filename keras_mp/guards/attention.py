@@ -11,6 +11,9 @@ what to override for another computation of attention. They are replaced on one 
 
 import functools
 import inspect
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -104,44 +107,91 @@ def _fused_softmax(scores, mask):
     return ops.softmax(ops.where(ops.cast(mask, "bool"), scores, _MASKED))
 
 
+class _Products(NamedTuple):
+    """The product of queries and keys, and the two of its gradient."""
+
+    scores: Callable[[Any, Any], Any]  # of queries and keys
+    queries: Callable[[Any, Any], Any]  # of scores and keys
+    keys: Callable[[Any, Any], Any]  # of scores and queries
+
+
+def _einsums(queries, keys, scores):
+    """Return the products of tensors with these axes, as in `keras.ops.einsum`."""
+
+    def product(left, right, result):
+        return functools.partial(ops.einsum, f"{left},{right}->{result}")
+
+    return _Products(
+        product(queries, keys, scores),
+        product(scores, keys, queries),
+        product(scores, queries, keys),
+    )
+
+
+def _transposed(tensor):
+    return ops.swapaxes(tensor, -2, -1)
+
+
+# Einsums add up in float16 on a CPU, in older TensorFlow.
+_MATMULS = _Products(
+    lambda queries, keys: ops.matmul(queries, _transposed(keys)),
+    ops.matmul,
+    lambda scores, queries: ops.matmul(_transposed(scores), queries),
+)
+
+
 def _scores(layer, query, key):
     """Return the scaled scores of several heads in float32."""
-    keys_first = type(layer) is keras.layers.MultiHeadAttention
-    axes = layer._attention_axes if keys_first else (1,)
-    scale = layer._inverse_sqrt_key_dim if keys_first else layer._inverse_sqrt_head_dim
+    left, right, scores = re.split(",|->", layer._dot_product_equation)
+    if type(layer) is keras.layers.MultiHeadAttention:  # whose keys come first
+        products, axes = _einsums(right, left, scores), layer._attention_axes
+        scale = layer._inverse_sqrt_key_dim
+    else:
+        products, axes = _einsums(left, right, scores), (1,)
+        scale = layer._inverse_sqrt_head_dim
+    return _product(products, axes, query, key) * scale
 
+
+def _product(products, axes, query, key):
+    """Return the scores of queries and keys, summed in their dtype, in float32.
+
+    Args:
+        products: The `_Products` of tensors of these shapes.
+        axes: The axes of ``key`` along which different keys lie.
+        query: Tensor whose last axis the product sums over.
+        key: Tensor likewise.
+    """
+    if keras.backend.standardize_dtype(query.dtype) != "float16":
+        return ops.cast(products.scores(query, key), "float32")
+
+    # The gradient of the scores must not be multiplied by what queries are divided by.
+    @ops.custom_gradient
     def product(query, key):
-        pair = (key, query) if keys_first else (query, key)
-        return ops.einsum(layer._dot_product_equation, *pair)
+        fitted, factor = _fitted(query, key, axes)
+        # One key of one feature, 1, gives each factor its place among the scores.
+        one = ops.ones_like(ops.max(key, axis=(*axes, -1), keepdims=True), "float32")
+        scores = ops.cast(products.scores(fitted, key), "float32")
 
-    query, factor = _fitted(query, key, axes)
-    scores = ops.cast(product(query, key), "float32")
-    if factor is None:
-        return scores * scale
-    # One key of one feature, 1, gives each query's factor its place among the scores.
-    one = ops.ones_like(ops.max(key, axis=(*axes, -1), keepdims=True), "float32")
-    return scores * (product(factor, one) * scale)
+        def gradients(*arguments, upstream=None):
+            back = arguments[0] if upstream is None else upstream
+            back = ops.cast(back, query.dtype)
+            return products.queries(back, key), products.keys(back, query)
+
+        return scores * products.scores(factor, one), gradients
+
+    return product(query, key)
 
 
 def _fitted(query, key, axes):
     """Return ``query`` divided so that its products with ``key`` fit, and by what.
 
-    Args:
-        query: Tensor whose last axis the product sums over.
-        key: Tensor of the same rank.
-        axes: Those along which different keys lie.
-
-    Returns:
-        The query, in its dtype, and None, or a float32 tensor of its shape but for a
-        last axis of size 1.
+    The divisors are float32, of the shape of ``query`` but for a last axis of size 1.
     """
-    if keras.backend.standardize_dtype(query.dtype) != "float16":
-        return query, None
     largest_query = ops.max(ops.abs(query), axis=-1, keepdims=True)
     largest_key = ops.max(ops.abs(key), axis=(*axes, -1), keepdims=True)
     bound = ops.cast(largest_query, "float32") * ops.cast(largest_key, "float32")
     exponent = ops.ceil(ops.log2(bound * (query.shape[-1] / _SAFE)))
-    factor = ops.stop_gradient(ops.power(2.0, ops.maximum(exponent, 0.0)))
+    factor = ops.power(2.0, ops.maximum(exponent, 0.0))
     return ops.cast(ops.cast(query, "float32") / factor, query.dtype), factor
 
 
@@ -154,10 +204,7 @@ def _guard_single_head(layer):
             return calculate(query, key)
         if layer.score_mode != "dot" or type(layer) is keras.layers.AdditiveAttention:
             return float32(calculate, output_dtype="float32")(query, key)
-        query, factor = _fitted(query, key, (1,))
-        scores = ops.matmul(query, ops.swapaxes(key, -2, -1))
-        scores = ops.cast(scores, "float32")
-        scores = scores if factor is None else scores * factor
+        scores = _product(_MATMULS, (1,), query, key)
         with private.variables_as_stored():
             return scores if layer.scale is None else ops.multiply(scores, layer.scale)
 
