@@ -342,6 +342,18 @@ def place_in_lists(layer, path):
     return "follow" if type(layer) in lists.FOLLOW else None
 
 
+def has_rule(layer, path, around):
+    """Return whether a rule keeps ``layer`` or a layer of ``around`` in float32.
+
+    Args:
+        layer: The layer.
+        path: Where it was found.
+        around: The layers around it, each as (layer, path).
+    """
+    rules = _rules_of(layer)
+    return any(rules.matches(*place) for place in (*around, (layer, path)))
+
+
 def _rules_of(layer):
     """Return the policy of keras_mp's under which ``layer`` is, or None."""
     return vars(layer).get(_RULES)

@@ -45,6 +45,23 @@ def own_variables(layer):
     return layer._trainable_variables + layer._non_trainable_variables
 
 
+def retype(variable, dtype):
+    """Give ``variable`` another dtype, its value cast.
+
+    A Keras variable has its dtype for good. This is how a variable that is created
+    without a value gets one, on every backend.
+    """
+    value = keras.ops.cast(variable.value, dtype)
+    variable._dtype = dtype
+    variable._initialize(value)
+
+
+def forget_compiled(model):
+    """Have ``model`` ask to be compiled again."""
+    model.optimizer = None
+    model.compiled = False
+
+
 def place_of(layer):
     """Return the path of ``layer`` if it has been built, else its name."""
     return layer.__dict__.get("_path") or layer.name

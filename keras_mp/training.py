@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mp import convert, distribute, guards, policies, private, scaling
+from keras_mp import conversion, distribute, guards, policies, private, scaling
 from keras_mp.optimizer import LossScaleOptimizer, checked_inner
 from keras_mp.scaling import LossScale
 
@@ -69,7 +69,7 @@ def compile(
     with distribute.scope_of(model):
         optimizer = _checked_optimizer(optimizer, rule)
         if policy is not None:
-            convert.apply_policy(model, policy)
+            conversion.convert(model, policy)
         _make_safe(model)
         optimizer = _wrapped(model, optimizer, rule)
         # Keras would go by one policy name, and wrap in its own class.
@@ -268,7 +268,7 @@ def _report_unmatched_rules(model):
     """Warn about the rules of any policy in ``model`` that match none of its layers."""
     held = [layer.dtype_policy for layer in private.walk(model)]
     for policy in {policy for policy in held if isinstance(policy, policies.Policy)}:
-        for rule in convert.unmatched_rules(model, policy):
+        for rule in conversion.unmatched_rules(model, policy):
             shown = rule if isinstance(rule, str) else rule.__name__
             warnings.warn(
                 f"Policy rule '{shown}' matches no layer of model '{model.name}', so "

@@ -13,7 +13,6 @@ from keras import layers
 import keras_mp
 from keras_mp import (
     Policy,
-    convert,
     hardware,
     lists,
     policies,
@@ -195,7 +194,8 @@ CASES = {
         [".*/forward_lstm"],
         {"both/forward_lstm", "both/forward_lstm/lstm_cell"},
     ),
-    "recurrent_wrapped": (recurrent, ["head"], {"each/head"}),
+    # A wrapper that computes by its layer, past its policy, is where that is.
+    "recurrent_wrapped": (recurrent, ["head"], {"each", "each/head"}),
     "recurrent_wrapper": (recurrent, ["each"], {"each", "each/head"}),
 }
 
@@ -446,7 +446,7 @@ def test_islands_that_a_rule_matches_hand_back_float32(ours):
         model = keras.Sequential([keras.Input((3, 4)), layer])
     keras_mp.compile(model, "sgd", loss="mse")
     created = model(X).dtype
-    convert.apply_policy(model, Policy("mixed_float16", float32=[rule]))
+    keras_mp.convert(model, Policy("mixed_float16", float32=[rule]))
     assert created == model(X).dtype == "float32"
 
 

@@ -1,4 +1,4 @@
-"""`apply_policy` on every kind of model: dtypes, untouched weights, way there and back.
+"""`convert` on every kind of model: dtypes, untouched weights, way there and back.
 
 Weights and round trips are compared bitwise: a change of policy computes nothing.
 """
@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import keras_mp
-from keras_mp import Policy, convert, policies
+from keras_mp import Policy, conversion, convert, policies
 from keras_mp.layers import Float32, Softmax
 
 X = np.random.default_rng(0).normal(size=(4, 3, 4)).astype("float32")
@@ -19,7 +19,7 @@ IDS = np.array([[5, 7, 9], [7, 7, 5]])
 RULED = Policy("mixed_float16", float32=["head"])
 
 
-@keras.saving.register_keras_serializable("test_convert")
+@keras.saving.register_keras_serializable("test_conversion")
 class Net(keras.Model):
     """A subclassed model whose layers pass no dtype on."""
 
@@ -144,7 +144,7 @@ def weights(model):
 def test_every_layer_computes_under_the_policy(model, low, built):
     if built:
         model(X)
-    convert.apply_policy(model, f"mixed_{low}")
+    convert(model, f"mixed_{low}")
     assert model(X).dtype.name == low
     assert set(by_policy(model).values()) == {low}
     assert {v.dtype for v in model.trainable_variables} == {"float32"}
@@ -154,21 +154,20 @@ def test_every_layer_computes_under_the_policy(model, low, built):
 def test_rules_hold(model, built):
     if built:
         model(X)
-    convert.apply_policy(model, RULED)
-    # TimeDistributed is no head: it hands on what its layer made, in its own dtype.
-    wrapped = isinstance(model.layers[-1], layers.TimeDistributed)
-    assert model(X).dtype == ("float16" if wrapped else "float32")
+    convert(model, RULED)
+    assert model(X).dtype == "float32"
     found = by_policy(model)
     low = {path for path, dtype in found.items() if dtype == "float16"}
     high = {path for path, dtype in found.items() if dtype == "float32"}
-    assert {path.split("/")[-1] for path in high} == {"head"}
+    # TimeDistributed computes by its layer, so it is where that is.
+    assert {path.split("/")[-1] for path in high} <= {"head", "each"}
     assert low == set(found) - high
 
 
 def test_weights_are_kept_as_they_are(model):
     model(X)
     variables, before = model.variables, weights(model)
-    convert.apply_policy(model, RULED)
+    convert(model, RULED)
     model(X)
     assert len(model.variables) == len(variables)
     assert all(a is b for a, b in zip(model.variables, variables, strict=True))
@@ -182,10 +181,10 @@ def test_way_there_and_back_predicts_the_same(model, way):
         return model(X) if way == "call" else model.predict(X, verbose=0)
 
     before = np.asarray(predict())
-    convert.apply_policy(model, "mixed_bfloat16")
+    convert(model, "mixed_bfloat16")
     low = np.asarray(predict())
     assert low.dtype.name == "bfloat16"
-    convert.apply_policy(model, "float32")
+    convert(model, "float32")
     after = np.asarray(predict())
     assert before.dtype == after.dtype == "float32"
     np.testing.assert_array_equal(after, before)
@@ -199,21 +198,21 @@ def test_sequential_built_in_low_precision_no_longer_rounds_its_inputs():
             [layers.Dense(1, use_bias=False, kernel_initializer="ones")]
         )
         model(np.ones((1, 2), "float32"))
-    convert.apply_policy(model, "float32")
+    convert(model, "float32")
     result = model(np.array([[1e5, 2049.0]], "float32"))
     np.testing.assert_array_equal(result, [[102049.0]])
 
 
 def test_low_precision_predicts_nearly_the_same(model):
     expected = model(X)
-    convert.apply_policy(model, "mixed_float16")
+    convert(model, "mixed_float16")
     # Up to four layers of sums of four: about 20 roundings of 2**-11 to values < 4.
     np.testing.assert_allclose(model(X), expected, atol=0.02)
 
 
 def test_saved_model_reloads_with_the_same_dtypes(model, tmp_path):
     model(X)
-    convert.apply_policy(model, RULED)
+    convert(model, RULED)
     expected, predictions = computing(model), np.asarray(model(X))
     model.save(tmp_path / "model.keras")
     keras.backend.clear_session()  # so that Keras numbers nameless layers alike
@@ -257,12 +256,12 @@ def test_paths_are_the_same_before_and_after_building(name):
 
 def test_path_rules_hold_in_functional_models():
     model = nested()
-    convert.apply_policy(model, Policy("mixed_float16", float32=["tail/head"]))
+    convert(model, Policy("mixed_float16", float32=["tail/head"]))
     assert computing_inside(model) == {
         "model/inner/inside": "float16",
         "model/tail/head": "float32",
     }
-    convert.apply_policy(model, Policy("mixed_float16", float32=["inner"]))
+    convert(model, Policy("mixed_float16", float32=["inner"]))
     assert computing_inside(model) == {
         "model/inner/inside": "float32",
         "model/tail/head": "float16",
@@ -275,7 +274,7 @@ def test_attention_sublayers_follow():
     layer(X, X)
     layer.dtype_policy = "mixed_float16"
     assert layer(X, X).dtype == "float32"  # the finding
-    convert.apply_policy(layer, "mixed_float16")
+    convert(layer, "mixed_float16")
     assert layer(X, X).dtype == "float16"
     assert set(by_policy(layer).values()) == {"float16"}
 
@@ -286,7 +285,7 @@ def test_rules_cover_cells_and_wrapped_layers(rule):
         layers.GRU(2, name="gru"), backward_layer=layers.LSTM(2, go_backwards=True)
     )
     layer(X)
-    convert.apply_policy(layer, Policy("mixed_float16", float32=[rule, "forward_gru"]))
+    convert(layer, Policy("mixed_float16", float32=[rule, "forward_gru"]))
     assert layer.forward_layer.compute_dtype == "float32"
     assert layer.forward_layer.cell.compute_dtype == "float32"
     assert layer.backward_layer.compute_dtype == "float16"
@@ -303,11 +302,11 @@ def test_islands_stay_islands_and_hand_back_the_new_dtype():
     )
     for low in ("float16", "bfloat16", "float32"):
         policy = low if low == "float32" else f"mixed_{low}"
-        convert.apply_policy(model, policy)
+        convert(model, policy)
         islands = (wrapped, wrapped.layer, softmax, fixed, fixed.layer)
         assert {layer.compute_dtype for layer in islands} == {"float32"}
         assert [y.dtype.name for y in model(X)] == [low, low, "float32"]
-    convert.apply_policy(model, Policy("mixed_float16", float32=[layers.Softmax]))
+    convert(model, Policy("mixed_float16", float32=[layers.Softmax]))
     assert [y.dtype.name for y in model(X)] == ["float16", "float32", "float32"]
 
 
@@ -322,7 +321,7 @@ def test_lookup_and_integer_layers_are_left_alone():
     lookup, table = model.layers
     before = lookup.compute_dtype, lookup.dtype_policy.name
     expected = np.asarray(model(IDS))
-    convert.apply_policy(model, "mixed_float16")
+    convert(model, "mixed_float16")
     assert (lookup.compute_dtype, lookup.dtype_policy.name) == before
     np.testing.assert_array_equal(lookup(IDS), [[1, 2, 3], [2, 2, 1]])
     assert model(IDS).dtype == table.compute_dtype == "float16"
@@ -333,7 +332,7 @@ def test_hashing_is_left_alone():
     layer = layers.Hashing(1000)
     ids = np.arange(20)
     expected = np.asarray(layer(ids))
-    convert.apply_policy(layer, "mixed_float16")
+    convert(layer, "mixed_float16")
     assert layer.compute_dtype == "int64"
     np.testing.assert_array_equal(layer(ids), expected)
 
@@ -343,7 +342,7 @@ def test_large_integers_are_not_cast():
         [keras.Input((1,), dtype="int32"), layers.Embedding(3000, 2)]
     )
     expected = np.asarray(model(np.array([[2049]])))
-    convert.apply_policy(model, "mixed_float16")  # 2049 is no float16
+    convert(model, "mixed_float16")  # 2049 is no float16
     np.testing.assert_array_equal(model(np.array([[2049]])), expected.astype("float16"))
 
 
@@ -352,43 +351,70 @@ def test_quantized_layers_are_left_alone():
     model = sequential()
     model.get_layer("head").quantize("int8")
     policy = model.get_layer("head").dtype_policy
-    convert.apply_policy(model.get_layer("head"), "float32")
+    convert(model.get_layer("head"), "float32")
     assert model.get_layer("head").dtype_policy is policy
     assert model.get_layer("head").quantization_mode == "int8"
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "float32", RULED])
-def test_built_pure_float16_model_is_refused_and_unchanged(policy):
-    with keras_mp.policy_scope("float16"):
+@pytest.mark.parametrize("pure", ["float16", "bfloat16"])
+def test_variables_of_a_pure_model_become_float32(pure, policy, tmp_path):
+    with keras_mp.policy_scope(pure):
         model = functional()
-    held = [layer.dtype_policy for layer in model.layers]
-    with pytest.raises(ValueError, match="'model'.*float32.*body.*float16"):
-        convert.apply_policy(model, policy)
-    assert [layer.dtype_policy for layer in model.layers] == held
-    assert model(X).dtype == "float16"
+    before = [keras.ops.cast(v, "float32") for v in model.trainable_variables]
+    expected = keras.ops.cast(model(X), "float32")
+    variables = model.variables
+    model.compile("adam", "mse")
+    y = np.zeros((4, 3, 2), "float32")
+    model.fit(X, y, epochs=0, verbose=0)
+    model.save(tmp_path / "pure.keras")
+    for converted in (model, keras.saving.load_model(tmp_path / "pure.keras")):
+        convert(converted, policy)
+        assert {v.dtype for v in converted.trainable_variables} == {"float32"}
+        for after, value in zip(converted.trainable_variables, before, strict=True):
+            np.testing.assert_array_equal(after, value)
+        # Products in 16 bits and in float32 of the same weights.
+        np.testing.assert_allclose(
+            keras.ops.cast(converted(X), "float32"), expected, atol=0.05
+        )
+        with pytest.raises(ValueError, match="compile"):
+            converted.fit(X, y, verbose=0)
+        keras_mp.compile(converted, "adam", "mse")
+        converted.fit(X, y, verbose=0)
+        again = keras.saving.load_model  # the new dtypes are saved
+        converted.save(tmp_path / "again.keras")
+        loaded = again(tmp_path / "again.keras", compile=False)
+        for a, b in zip(loaded.variables, converted.variables, strict=False):
+            np.testing.assert_array_equal(a, b)
+    assert all(a is b for a, b in zip(model.variables, variables, strict=True))
 
 
 def test_built_model_is_refused_under_a_pure_policy():
     model = functional()
     with pytest.raises(ValueError, match="bfloat16.*body/kernel.*float32"):
-        convert.apply_policy(model, "bfloat16")
+        convert(model, "bfloat16")
     assert set(computing(model).values()) == {"float32"}
 
 
 def test_unbuilt_model_takes_a_pure_policy():
     model = sequential_without_input()
-    convert.apply_policy(model, "float16")
+    convert(model, "float16")
     assert model(X).dtype == "float16"
     assert {v.dtype for v in model.variables} == {"float16"}
 
 
-def test_built_variables_of_the_wrong_dtype_are_refused_under_a_rule():
-    """The rule's layer would compute in float32 on float16 weights, or not at all."""
+def test_variables_under_a_rule_become_float32_in_a_pure_model():
     with keras_mp.policy_scope("float16"):
         model = functional()
-    with pytest.raises(ValueError, match="head.*float16"):
-        convert.apply_policy(model, Policy("float16", float32=["head"]))
-    assert set(computing(model).values()) == {"float16"}
+    convert(model, Policy("float16", float32=["head"]))
+    dtypes = {v.path.split("/")[0]: v.dtype for v in model.variables}
+    assert dtypes["head"] == "float32" and dtypes["body"] == "float16"
+    assert model(X).dtype == "float32"
+
+
+def test_what_is_no_layer_is_refused():
+    with pytest.raises(TypeError, match="needs a Keras model or layer. Got 3"):
+        convert(3, "mixed_float16")
 
 
 def test_float32_variables_of_islands_and_rules_fit_a_pure_policy():
@@ -402,7 +428,7 @@ def test_float32_variables_of_islands_and_rules_fit_a_pure_policy():
                 layers.Dense(2, name="head"),
             ]
         )
-    convert.apply_policy(model, policy)
+    convert(model, policy)
     dtypes = [layer.compute_dtype for layer in model.layers]
     assert dtypes == ["float16", "float32", "float32"]
 
@@ -411,7 +437,7 @@ def test_float32_variables_of_islands_and_rules_fit_a_pure_policy():
 def test_unknown_policy_is_refused(policy):
     model = functional()
     with pytest.raises(ValueError, match="is no dtype policy"):
-        convert.apply_policy(model, policy)
+        convert(model, policy)
     assert set(computing(model).values()) == {"float32"}
 
 
@@ -419,22 +445,22 @@ def test_policy_may_be_a_keras_policy_or_auto(monkeypatch):
     recommendation = keras_mp.hardware.Recommendation("mixed_float16", "Because.")
     monkeypatch.setattr(keras_mp.hardware, "recommend", lambda: recommendation)
     model = functional()
-    convert.apply_policy(model, keras.DTypePolicy("mixed_bfloat16"))
+    convert(model, keras.DTypePolicy("mixed_bfloat16"))
     assert model(X).dtype == "bfloat16"
-    convert.apply_policy(model, "auto")
+    convert(model, "auto")
     assert model(X).dtype == "float16"
 
 
 def test_applying_leaves_the_global_policy_and_other_layers_alone():
     other = layers.Dense(2)
-    convert.apply_policy(functional(), "mixed_float16")
+    convert(functional(), "mixed_float16")
     assert keras.config.dtype_policy().name == "float32"
     assert other.compute_dtype == layers.Dense(2).compute_dtype == "float32"
 
 
 def test_layers_created_later_obey_the_policy_of_their_container():
     layer = layers.MultiHeadAttention(2, 3, name="attend")
-    convert.apply_policy(layer, Policy("mixed_float16", float32=["query"]))
+    convert(layer, Policy("mixed_float16", float32=["query"]))
     layer(X, X)  # makes its sublayers now
     found = computing(layer)
     assert found["attend/query"] == "float32"
@@ -456,7 +482,7 @@ def test_shared_layers_come_once_per_place():
     ]
     assert places == ["model/first/shared", "model/second/shared"]
     before = dense.kernel.numpy()
-    convert.apply_policy(model, "mixed_float16")
+    convert(model, "mixed_float16")
     assert dense.compute_dtype == model(X).dtype.name == "float16"
     np.testing.assert_array_equal(dense.kernel, before)
 
@@ -464,7 +490,7 @@ def test_shared_layers_come_once_per_place():
 @pytest.mark.parametrize("rule", ["first/shared", "second/shared", "first", "shared"])
 def test_shared_layer_is_in_float32_if_a_rule_matches_it_anywhere(rule):
     model, dense = shared_model()
-    convert.apply_policy(model, Policy("mixed_float16", float32=[rule]))
+    convert(model, Policy("mixed_float16", float32=[rule]))
     assert dense.compute_dtype == "float32"
 
 
@@ -482,12 +508,12 @@ def test_unmatched_rules():
             "model",
         ],
     )
-    assert convert.unmatched_rules(model, policy) == [
+    assert conversion.unmatched_rules(model, policy) == [
         "haed",
         "inner/head",
         layers.Softmax,
     ]
-    assert convert.unmatched_rules(model, Policy("mixed_float16")) == []
+    assert conversion.unmatched_rules(model, Policy("mixed_float16")) == []
 
 
 def test_weightless_layers_obey_rules_on_their_path_once_the_model_is_made():
@@ -534,7 +560,7 @@ def test_normalization_of_large_data_stays_in_float32(tmp_path):
     normalization.adapt(x)  # a variance beyond float16
     model = keras.Sequential([keras.Input((3,)), normalization])
     expected = model.predict(x, verbose=0)
-    convert.apply_policy(model, "mixed_float16")
+    convert(model, "mixed_float16")
     np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -548,6 +574,6 @@ def test_normalization_adapted_in_float16_is_right_in_float32():
     low = keras.layers.Normalization(dtype="mixed_float16")
     low.adapt(x)
     model = keras.Sequential([keras.Input((3,)), low])
-    convert.apply_policy(model, "float32")
+    convert(model, "float32")
     # Both adapt in float32; two orders of summing.
     np.testing.assert_allclose(model(x), reference(x), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,104 @@
+"""What runs where in a model: each layer, its compute dtype, and why."""
+
+from collections import Counter
+from typing import NamedTuple
+
+import keras
+
+from keras_mp import guards, policies, private
+from keras_mp.layers import Island
+
+
+class Placement(NamedTuple):
+    """Where one layer computes.
+
+    Attributes:
+        path: Names of its containers and its own, joined by ``/``.
+        layer_class: The name of its class.
+        compute_dtype: The dtype it computes in, such as ``"float16"``.
+        reason: Why, in a few words.
+        guards: The names of what computes in float32 inside it, as a tuple.
+    """
+
+    path: str
+    layer_class: str
+    compute_dtype: str
+    reason: str
+    guards: tuple[str, ...] = ()
+
+
+class PlacementReport(tuple):
+    """The `Placement` of each layer of a model, in order; printed, a table.
+
+    A layer that is used in several places is named by the first.
+
+    Example:
+
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8, "softmax", name="head")],
+    ...     name="net",
+    ... )
+    >>> print(keras_mp.convert(model, "mixed_bfloat16"))
+    layer     class       computes in  why         in float32 inside
+    net       Sequential  bfloat16     the policy
+    net/head  Dense       bfloat16     the policy  activation
+    2 layers: 2 in bfloat16
+    """
+
+    def __str__(self):
+        head = ("layer", "class", "computes in", "why", "in float32 inside")
+        rows = [head, *((*row[:-1], ", ".join(row.guards)) for row in self)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        counts = Counter(row.compute_dtype for row in self).most_common()
+        shown = ", ".join(f"{count} in {dtype}" for dtype, count in counts)
+        return "\n".join([*lines, f"{len(self)} layers: {shown}"])
+
+
+def placement_report(model: keras.layers.Layer) -> PlacementReport:
+    """Return the `PlacementReport` of a model that is under a policy of keras_mp's."""
+    seen, rows = set(), []
+    for layer, path, around in _places(model, model.name, ()):
+        if id(layer) not in seen and not isinstance(layer, keras.layers.InputLayer):
+            seen.add(id(layer))
+            rows.append(_placement(layer, path, around))
+    return PlacementReport(rows)
+
+
+def _places(layer, path, around):
+    """Yield each layer with its path and the (layer, path) of those around it."""
+    yield layer, path, around
+    for inner in private.sublayers(layer):
+        yield from _places(inner, f"{path}/{inner.name}", (*around, (layer, path)))
+
+
+def _placement(layer, path, around):
+    reason = _reason(layer, path, around)
+    low = layer.compute_dtype in private.LOW_PRECISION
+    guarded = guards.names(layer) if low and reason != _ALLOWED else ()
+    return Placement(
+        path, type(layer).__name__, layer.compute_dtype, reason, tuple(guarded)
+    )
+
+
+_ALLOWED = "a rule allows it"
+
+
+def _reason(layer, path, around):
+    """Return why ``layer`` computes in the dtype that it does."""
+    outside = [outer for outer, _ in around]
+    if layer.quantization_mode is not None:
+        return "quantized"
+    if not keras.backend.is_float_dtype(layer.compute_dtype):
+        return "computes no floats"
+    if isinstance(layer, Island) or any(isinstance(o, Island) for o in outside):
+        return "a float32 island"
+    place = policies.place_in_lists(layer, path)
+    if layer.compute_dtype in private.LOW_PRECISION:
+        reasons = {"allow": _ALLOWED, "follow": "as its inputs: moves numbers only"}
+        return reasons.get(place, "the policy")
+    if policies.has_rule(layer, path, around):
+        return "a rule of the policy"
+    if any(map(guards.is_whole, outside)):
+        return "a guard of the layer around"
+    return "not safe in 16 bits" if place == "float32" else "the policy"
