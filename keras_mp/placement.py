@@ -18,6 +18,13 @@ class Placement(NamedTuple):
         compute_dtype: The dtype it computes in, such as ``"float16"``.
         reason: Why, in a few words.
         guards: The names of what computes in float32 inside it, as a tuple.
+
+    Example:
+
+    >>> layer = keras.layers.Dense(8, "softmax", name="head")
+    >>> (place,) = keras_mp.convert(layer, "mixed_float16")
+    >>> place.path, place.compute_dtype, place.guards
+    ('head', 'float16', ('activation',))
     """
 
     path: str
