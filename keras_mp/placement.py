@@ -64,11 +64,14 @@ class PlacementReport(tuple):
 
 def placement_report(model: keras.layers.Layer) -> PlacementReport:
     """Return the `PlacementReport` of a model that is under a policy of keras_mp's."""
+    mixed = any(
+        layer.compute_dtype in private.LOW_PRECISION for layer in private.walk(model)
+    )
     seen, rows = set(), []
     for layer, path, around in _places(model, model.name, ()):
         if id(layer) not in seen and not isinstance(layer, keras.layers.InputLayer):
             seen.add(id(layer))
-            rows.append(_placement(layer, path, around))
+            rows.append(_placement(layer, path, around, mixed))
     return PlacementReport(rows)
 
 
@@ -79,8 +82,8 @@ def _places(layer, path, around):
         yield from _places(inner, f"{path}/{inner.name}", (*around, (layer, path)))
 
 
-def _placement(layer, path, around):
-    reason = _reason(layer, path, around)
+def _placement(layer, path, around, mixed):
+    reason = _reason(layer, path, around, mixed)
     low = layer.compute_dtype in private.LOW_PRECISION
     guarded = guards.names(layer) if low and reason != _ALLOWED else ()
     return Placement(
@@ -91,7 +94,7 @@ def _placement(layer, path, around):
 _ALLOWED = "a rule allows it"
 
 
-def _reason(layer, path, around):
+def _reason(layer, path, around, mixed):
     """Return why ``layer`` computes in the dtype that it does."""
     outside = [outer for outer, _ in around]
     if layer.quantization_mode is not None:
@@ -100,6 +103,8 @@ def _reason(layer, path, around):
         return "computes no floats"
     if isinstance(layer, Island) or any(isinstance(o, Island) for o in outside):
         return "a float32 island"
+    if not mixed:
+        return "the policy"
     place = policies.place_in_lists(layer, path)
     if layer.compute_dtype in private.LOW_PRECISION:
         reasons = {"allow": _ALLOWED, "follow": "as its inputs: moves numbers only"}

@@ -332,7 +332,7 @@ def place_in_lists(layer, path):
     "allow" is for the policy's own rule only; the list of that name is of layers that
     compute in low precision as all do that are on no list.
     """
-    rules = _rules_of(layer)
+    rules = _rules_of(layer) or _NO_RULES
     if lists.matches_any(rules.allow, layer, path):
         return "allow"
     if lists.matches_any(rules.follow, layer, path):
@@ -350,7 +350,7 @@ def has_rule(layer, path, around):
         path: Where it was found.
         around: The layers around it, each as (layer, path).
     """
-    rules = _rules_of(layer)
+    rules = _rules_of(layer) or _NO_RULES
     return any(rules.matches(*place) for place in (*around, (layer, path)))
 
 

@@ -45,6 +45,38 @@ def test_a_condition_is_on_an_attribute():
     assert product.compute_dtype == gelu.compute_dtype == "float16"
 
 
+INSIDE = {
+    "average": (lambda: layers.AveragePooling1D(3), X),
+    "elu": (lambda: layers.ELU(), X / 1e4),
+    "bicubic": (lambda: layers.UpSampling2D(interpolation="bicubic"), X[..., None]),
+    "elu_function": (lambda: layers.Activation("elu"), X / 1e4),
+    "squareplus": (lambda: layers.Activation("squareplus"), X * 1e4),
+}
+
+
+@pytest.mark.parametrize("low", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", INSIDE)
+def test_layers_in_float32_inside_hand_on_what_came_in(name, low):
+    make, x = INSIDE[name]
+    with policy_scope(f"mixed_{low}"):
+        layer = make()
+    x = keras.ops.cast(x, low)
+    result, exact = layer(x), make()(keras.ops.cast(x, "float32"))
+    assert layer.compute_dtype == dtype_of(result) == low
+    np.testing.assert_array_equal(result, keras.ops.cast(exact, low))
+    in_float32 = make()
+    in_float32.build(x.shape)
+    assert not hasattr(in_float32.call, "__wrapped__")
+
+
+def test_a_wrapper_that_computes_by_its_layer_is_where_that_is():
+    with policy_scope("mixed_float16"):
+        wrapper = layers.TimeDistributed(layers.UnitNormalization())
+    x = 1e-4 * X  # squares of which float16 has not
+    expected = layers.UnitNormalization()(x)
+    np.testing.assert_array_equal(wrapper(x), expected)
+
+
 def test_layers_that_follow_keep_the_dtype_that_comes_in():
     with policy_scope("mixed_float16"):
         model = keras.Sequential(
@@ -127,6 +159,7 @@ def test_layers_under_keras_own_policies_are_left_until_the_model_is_compiled():
 
 def test_the_lists_do_not_overlap_and_hold_layers_of_keras():
     classes = [rule for rule in lists.DENY if isinstance(rule, type)]
-    everything = [*classes, *lists.ALLOW, *lists.FOLLOW]
+    inside = [rule for rule in lists.INSIDE if isinstance(rule, type)]
+    everything = [*classes, *inside, *lists.ALLOW, *lists.FOLLOW]
     assert len(everything) == len(set(everything))
     assert all(issubclass(layer, layers.Layer) for layer in everything)

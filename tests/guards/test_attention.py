@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from keras_mp import policy_scope
@@ -124,6 +125,26 @@ def test_scores_beyond_float16(name):
     # less than their rounding to 11 bits; the median row has no such pair.
     error = np.abs(result - reference(*arguments)).max(-1)
     assert np.median(error) <= 1000 * TOLERANCE["float16"]
+
+
+def test_gradients_of_scores_beyond_float16():
+    """What a query was divided by once came back in its gradient, beyond float16."""
+    x = [2.0**14 * np.sign(rounded(a, "float16")) for a in (QUERY, VALUE)]
+    layer, reference = low_and_float32(SINGLE["dot"], "float16")
+
+    def gradients(layer):
+        inputs = [tf.cast(a, layer.compute_dtype) for a in x]
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            result = layer(inputs)
+        scale = tf.fill(result.shape, tf.cast(2.0**-14, result.dtype))
+        return tape.gradient(result, inputs, output_gradients=scale)
+
+    for low, exact in zip(gradients(layer), gradients(reference), strict=True):
+        assert np.isfinite(low).all()
+        # Ties of exact scores stay ties; what is left is the rounding of products.
+        size = np.abs(exact).max()
+        np.testing.assert_allclose(tf.cast(low, "float32"), exact, atol=size / 100)
 
 
 @pytest.mark.parametrize("low", ["float16", "bfloat16"])
