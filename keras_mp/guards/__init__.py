@@ -15,7 +15,7 @@ GUARDS = {
     "activation": functions.guard_activations,
     "activity regularizer": functions.guard_regularizer,
     "add_loss": functions.guard_add_loss,
-    "call": functions.guard_call,
+    "all of it": functions.guard_call,
     "inputs": inputs.guard,
     "scores and softmax": attention.guard,
     "weights": weights.guard,
