@@ -131,7 +131,7 @@ def table(results: list[Result]) -> str:
         cells[result.title, _column(result)].append(result)
     rows = [
         [title, *(_cell(cells[title, column]) for column in columns)]
-        for title in sorted({result.title for result in results}, key=str.lower)
+        for title in sorted({r.title for r in results}, key=lambda t: (t.lower(), t))
     ]
     return markdown(["", *map(_heading, columns)], rows)
 

@@ -42,7 +42,8 @@ def test_the_results_cover_every_case(committed):
 
 def result(scenario="ordinary", mode="keras", error=None, **forward):
     place = "layers", "Dense", scenario, "mixed_float16", mode
-    return Result(*place, Error(**forward), Error(ulps=1.0), error)
+    backward = Error() if error else Error(ulps=1.0)
+    return Result(*place, Error(**forward), backward, error)
 
 
 def test_an_entry_says_what_is_worst():
