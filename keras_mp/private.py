@@ -22,6 +22,17 @@ def sublayers(layer):
     return list(layer._layers)
 
 
+def readers_of(model, tensor):
+    """Yield each layer of a Functional model that reads ``tensor``, and its outputs.
+
+    ``tensor`` is symbolic. Keras keeps this graph in the nodes of its layers.
+    """
+    for layer in model.layers:
+        for node in layer._inbound_nodes:
+            if any(each is tensor for each in node.arguments.keras_tensors):
+                yield layer, node.outputs
+
+
 def walk(layer):
     """Return ``layer`` and all layers inside it, each once."""
     return list(layer._flatten_layers())

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mp import conversion, distribute, guards, policies, private, scaling
+from keras_mp import conversion, distribute, guards, inputs, policies, private, scaling
 from keras_mp.optimizer import LossScaleOptimizer, checked_inner
 from keras_mp.scaling import LossScale
 
@@ -239,13 +239,17 @@ def _logs_of(model, logs, clean):
 
 
 def _make_safe(model):
-    """Have the layers of ``model`` obey rules and lists, and it return float32."""
+    """Have the layers of ``model`` obey rules and lists, and it return float32.
+
+    What no layer can make safe, data beyond 16 bits, it is to warn of.
+    """
     policies.resolve_rules(model)
     _report_unmatched_rules(model)
     if any(
         layer.compute_dtype in private.LOW_PRECISION for layer in private.walk(model)
     ):
         guards.widen_outputs(model)
+        inputs.check_in_fit(model)
 
 
 def _checked_rule(rule):

@@ -36,6 +36,7 @@ ROOMS = {
     },
     "policies": {"guards", "hardware", "lists", "private"},
     "layers": {"numerics", "policies", "private"},
+    "inputs": {"lists", "private"},
     "placement": {"guards", "layers", "policies", "private"},
     "conversion": {
         "distribute",
@@ -49,6 +50,7 @@ ROOMS = {
         "conversion",
         "distribute",
         "guards",
+        "inputs",
         "optimizer",
         "policies",
         "private",
