@@ -31,7 +31,7 @@ def sequential():
 
 def unbuilt():
     return keras.Sequential(
-        [layers.Flatten(), layers.Dense(1, name="reads")], "x", "net"
+        [layers.Flatten(), layers.Dense(1, name="reads")], name="net"
     )
 
 
