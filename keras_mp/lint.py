@@ -83,12 +83,11 @@ def lint(model: keras.Model, batch_size: int | None = None) -> list[Finding]:
 
     Example:
 
-    >>> with keras_mp.policy_scope("mixed_float16"):
-    ...     layers = [keras.Input((8,)), keras.layers.Dense(8, "softmax", name="head")]
-    ...     model = keras.Sequential(layers, name="net")
+    >>> head = keras.layers.Dense(8, "softmax", dtype="mixed_float16", name="head")
+    >>> model = keras.Sequential([keras.Input((8,)), head], name="net")
     >>> for finding in keras_mp.lint(model):
     ...     print(finding.severity, finding.rule, finding.layer)
-    note unknown net
+    note unknown net/head
     warning sensitive net/head
     warning head net/head
     >>> keras_mp.compile(model, "adam", "mse")
@@ -205,7 +204,7 @@ _WHY = {
     "activation": "its activation overflows or loses digits in {}",
     "activity regularizer": "its activity regularizer adds up in {}",
     "all of it": "it computes in {} what may overflow, or has no kernel there",
-    "inputs": "it rounds numbers to {} on their way to layers that read ids or raw data",
+    "inputs": "it rounds what comes in to {} before layers inside read ids or data",
     "scores and softmax": "its scores and its softmax are computed in {}",
     "weights": "it rounds its weights to {} in every step",
 }
