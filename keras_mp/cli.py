@@ -364,9 +364,7 @@ def lint(arguments: argparse.Namespace) -> int:
     """Run the ``lint`` command; return its exit code."""
     path = arguments.model
     custom.check_model(path, path)
-    with zipfile.ZipFile(path) as archive:
-        ours = b'"keras_mp>' in archive.read("config.json")
-    load = load_model if ours else keras.saving.load_model
+    load = load_model if _holds_ours(path) else keras.saving.load_model
     model = custom.load_model(path, path, "check it", "keras_mp.lint", load)
     try:
         findings = lint_model(model, arguments.batch_size)
@@ -381,6 +379,13 @@ def lint(arguments: argparse.Namespace) -> int:
         names = ("error", "warning", "note")
         show(", ".join(f"{name}s: {counts[name]}" for name in names))
     return int(any(finding.severity != "note" for finding in findings))
+
+
+def _holds_ours(path: str) -> bool:
+    """Whether the file has a policy, a layer or an optimizer of keras_mp's."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        return "config.json" in names and b'"keras_mp>' in archive.read("config.json")
 
 
 def show(line: str) -> None:

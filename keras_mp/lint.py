@@ -36,7 +36,7 @@ class Finding(NamedTuple):
     >>> finding.severity, finding.rule, finding.layer
     ('note', 'alignment', 'net')
     >>> finding.fix
-    'batch size 104: 4.0 % more multiplications'
+    'padded to batch size 104 it takes 4.0 % more multiplications'
     """
 
     severity: str
@@ -63,7 +63,8 @@ def lint(model: keras.Model, batch_size: int | None = None) -> list[Finding]:
     - ``functional-loss``: a loss computed in 16 bits. Losses given to ``compile`` cast
       what they get to their own dtype, float32 unless asked otherwise, functions too. A
       function of `keras.losses` that the model calls by itself, in ``train_step`` or
-      ``compute_loss``, computes in the dtype that the model returns.
+      ``compute_loss``, computes in the dtype that the model returns, unless it is cast
+      in between, which is not seen.
     - ``rule``: a rule of a `Policy` that matches no layer.
     - ``alignment``: dimensions of matrix products that tensor cores do not take whole:
       of 8 in float16 and bfloat16, of 16 in float8. How many more multiplications the
@@ -161,15 +162,16 @@ def _scaling(model, places):
                 "shrinks by that",
                 "pass the innermost optimizer to one LossScaleOptimizer",
             )
-    # As `training.needs_loss_scaling` has it.
+    if not training.needs_loss_scaling(model):
+        return
     half = [
         path
         for layer, path in places
         if layer.compute_dtype == "float16"
         and not isinstance(layer, keras.layers.InputLayer)
+        and not private.sublayers(layer)
     ]
-    if not half:
-        return
+    half = half or [model.name]
     others = f", as do {len(half) - 1} more," if len(half) > 1 else ""
     if not optimizers:
         yield Finding(
@@ -203,7 +205,7 @@ def _scales(optimizer):
 _WHY = {
     "activation": "its activation overflows or loses digits in {}",
     "activity regularizer": "its activity regularizer adds up in {}",
-    "all of it": "it computes in {} what may overflow, or has no kernel there",
+    "all of it": "it computes in {}, which is too short for its sums or powers",
     "inputs": "it rounds what comes in to {} before layers inside read ids or data",
     "scores and softmax": "its scores and its softmax are computed in {}",
     "weights": "it rounds its weights to {} in every step",
@@ -216,14 +218,16 @@ def _sensitive(places):
     for layer, path in places:
         low = layer.compute_dtype in private.LOW_PRECISION
         if low and policies.is_convertible(layer) and id(layer) not in inside:
+            fix = "make it safe with keras_mp.compile or keras_mp.convert"
+            if not private.sublayers(layer) or guards.is_whole(layer):
+                fix += f", or keep it in float32: Policy(..., float32=['{layer.name}'])"
             for why in _reasons(layer, path):
                 yield Finding(
                     "warning",
                     "sensitive",
                     path,
                     why.format(layer.compute_dtype),
-                    "keras_mp.compile or keras_mp.convert makes it safe, a rule "
-                    f"Policy(..., float32=['{layer.name}']) keeps it in float32",
+                    fix,
                 )
 
 
@@ -231,7 +235,7 @@ def _reasons(layer, path):
     """Yield why ``layer`` is not safe, by what keras_mp would do to it."""
     place = policies.place_in_lists(layer, path)
     if place == "float32":
-        yield "it is not safe in {}"
+        yield f"{type(layer).__name__} is not safe in {{}}"
     elif place is None:
         for name in guards.missing(layer):
             # Whether layers of the user's own add losses at all is not known.
@@ -297,7 +301,7 @@ def _traced(model):
         for layer in private.walk(model)
         for change in private.losses_apart(layer)
     ):
-        trace = _Trace(model).symbolic_call
+        trace = _Trace(model).compute_output_spec
         if getattr(model, "inputs", None):
             sequential = isinstance(model, keras.Sequential)
             return trace(model.inputs[0] if sequential else model.input)
@@ -429,8 +433,8 @@ def _misaligned(path, sizes, multiple, cost):
             "note",
             "alignment",
             path,
-            f"{now}: not a multiple of {multiple}, as tensor cores take them",
-            f"{then}: {100 * (cost - 1):.1f} % more multiplications",
+            f"{now}: not a multiple of {multiple}, by which tensor cores go",
+            f"padded to {then} it takes {100 * (cost - 1):.1f} % more multiplications",
         )
 
 
@@ -467,7 +471,8 @@ def _products(layer):
         yield _Product(1, (("input features", features), ("units", units)))
     elif isinstance(layer, _CONVOLUTIONS):
         *area, channels, filters = layer.kernel.shape
-        yield _convolution(area, channels, filters // layer.groups, layer.groups)
+        if layer.groups == 1 or channels > 1:
+            yield _convolution(area, channels, filters // layer.groups, layer.groups)
     elif isinstance(layer, _TRANSPOSED):
         *area, filters, channels = layer.kernel.shape
         yield _convolution(area, channels, filters)
