@@ -145,11 +145,7 @@ def _check(model, batch_size):
 
 
 def _scaling(model, places):
-    optimizers = [
-        value
-        for value in {id(v): v for v in vars(model).values()}.values()
-        if isinstance(value, keras.optimizers.Optimizer)
-    ]
+    optimizers = _optimizers(model)
     for optimizer in optimizers:
         inner = getattr(optimizer, "inner_optimizer", None)
         if isinstance(inner, keras.optimizers.LossScaleOptimizer):
@@ -193,6 +189,20 @@ def _scaling(model, places):
                 "compile with keras_mp.compile, or wrap the optimizer in "
                 "keras_mp.LossScaleOptimizer",
             )
+
+
+def _optimizers(model):
+    """Return what trains ``model``: its own optimizers, or else the compiled one.
+
+    A GAN that calls ``super().compile()`` has the default one besides, unused.
+    """
+    own = [
+        value
+        for name, value in vars(model).items()
+        if isinstance(value, keras.optimizers.Optimizer) and name != "optimizer"
+    ]
+    compiled = getattr(model, "optimizer", None)
+    return own or ([] if compiled is None else [compiled])
 
 
 def _scales(optimizer):
@@ -264,6 +274,11 @@ class _Trace(keras.Operation):
 
 def _heads(model, path):
     """Yield findings on what ``model`` returns in 16 bits."""
+    if all(
+        layer.compute_dtype not in private.LOW_PRECISION
+        for layer in private.walk(model)
+    ):
+        return
     if type(model).call is keras.Model.call:  # such as a GAN
         for inner in private.sublayers(model):
             if isinstance(inner, keras.Model):
@@ -305,14 +320,12 @@ def _traced(model):
         if getattr(model, "inputs", None):
             sequential = isinstance(model, keras.Sequential)
             return trace(model.inputs[0] if sequential else model.input)
-        config = model.get_build_config()
-        shapes = config.get("shapes_dict") or {"inputs_shape": config["input_shape"]}
+        # Of a model of one's own Keras remembers the shapes of the first argument.
         inputs = keras.tree.map_shape_structure(
-            lambda shape: keras.KerasTensor(shape, "float32"), shapes
+            lambda shape: keras.KerasTensor(shape, "float32"),
+            model.get_build_config()["input_shape"],
         )
-        if "shapes_dict" in config:
-            return trace(**{k.removesuffix("_shape"): v for k, v in inputs.items()})
-        return trace(inputs["inputs_shape"])
+        return trace(inputs)
 
 
 def _output_paths(model, path, outputs):

@@ -1,4 +1,4 @@
-"""`keras_mp.lint` and ``keras-mp lint``: what each check finds, and what it does not."""
+"""`keras_mp.lint` and ``keras-mp lint``: what each check finds, and what not."""
 
 import json
 import zipfile
@@ -113,8 +113,7 @@ SENSITIVE = {
 
 @pytest.mark.parametrize("make", SENSITIVE.values(), ids=SENSITIVE)
 def test_sensitive_layers(make):
-    model = model_of(make(), dense(dtype="float32"))
-    model.layers[-1].name = "last"
+    model = model_of(make(), layers.Dense(8))
     assert lines(found(model, "sensitive")) == [("warning", "net/head")]
     keras_mp.compile(model, "adam", "mse")
     assert not keras_mp.lint(model)
@@ -193,30 +192,34 @@ def test_heads_are_judged_by_the_dtypes_of_today():
 
 
 class Own(keras.Model):
-    """Takes two inputs, and computes its loss by a function."""
+    """Takes inputs in a dict, and computes its loss by a function."""
 
     def __init__(self):
         super().__init__(name="own", dtype="mixed_float16")
         self.head = dense()
 
-    def call(self, first, second=None):
-        return self.head(first) + self.head(second)
+    def call(self, inputs):
+        return self.head(inputs["one"]) + self.head(inputs["other"])
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **_):
         return ops.mean(keras.losses.mean_squared_error(y, y_pred))
 
 
-def test_a_model_of_ones_own():
+def own():
     model = Own()
-    model(X, X)
+    model({"one": X, "other": X})
+    return model
+
+
+def test_a_model_of_ones_own():
+    model = own()
     assert lines(found(model, "head")) == [("warning", "own")]
     assert not [f for f in keras_mp.lint(model) if "traced" in f.reason]
 
 
 def test_a_model_that_cannot_be_traced_is_a_note():
-    model = Own()
-    model(X, X)
-    model.head = None
+    model = own()
+    model.call = None
     (finding,) = [f for f in found(model, "unknown") if "traced" in f.reason]
     assert finding.severity == "note" and finding.layer == "own"
 
@@ -254,8 +257,7 @@ def test_a_loss_in_16_bits():
 def test_a_function_that_the_model_calls_by_itself():
     x = ops.full((1, 8), 300.0, dtype="float16")
     assert np.isinf(keras.losses.mean_squared_error(0 * x, x)).all()  # 90,000
-    model = Own()
-    model(X, X)
+    model = own()
     (finding,) = found(model, "functional-loss")
     assert "compute_loss calls mean_squared_error" in finding.reason
     keras_mp.compile(model, "adam")
@@ -293,7 +295,7 @@ ALIGNMENT = {
         16 * 16 / 90,
     ),
     "EinsumDense": (
-        lambda: layers.EinsumDense("...a,abc->...bc", (4, 3, 5), **LOW),
+        lambda: layers.EinsumDense("xya,abc->xybc", (None, 3, 5), **LOW),
         (4, 8),
         "output features 15",
         16 / 15,
@@ -351,10 +353,7 @@ def test_alignment_of_attention():
     model = keras.Model(inputs, attention(inputs, inputs), name="net")
     (finding,) = found(model, "alignment")
     assert finding.layer == "net/mha"
-    assert finding.reason.startswith(
-        "query features 12, key dim 5, value features 12, key features 12, "
-        "output features 12:"
-    ) or set(finding.reason.split(":")[0].split(", ")) == {
+    assert set(finding.reason.split(":")[0].split(", ")) == {
         "query features 12",
         "key features 12",
         "key dim 5",
@@ -502,7 +501,8 @@ def test_command_in_json(capsys, tmp_path):
 
 
 def test_command_refuses_what_is_no_model(capsys, tmp_path):
-    unbuilt = saved(tmp_path, keras.Sequential([layers.Dense(8)]))
+    with pytest.warns(UserWarning, match="not yet been built"):
+        unbuilt = saved(tmp_path, keras.Sequential([layers.Dense(8)]))
     empty = tmp_path / "empty.keras"
     with zipfile.ZipFile(empty, "w") as archive:
         archive.writestr("other", "")
