@@ -394,17 +394,40 @@ def test_what_is_on_no_tensor_core(layer):
     assert not found(model_of(layer, shape=shape), "alignment")
 
 
-def test_every_product_with_weights_is_known():
-    """A layer on the list of products without a case here is one of these."""
-    known = {type(make()).__name__ for make, *_ in ALIGNMENT.values()}
-    without_weights = {"AdditiveAttention", "Attention"}
-    like = {"Conv1D", "Conv3D", "Conv1DTranspose", "Conv3DTranspose", "GRU"}
-    like |= {"ConvLSTM1D", "ConvLSTM3D", "SeparableConv1D", "SimpleRNN"}
-    cells = {"GRUCell", "LSTMCell", "SimpleRNNCell"}
-    attention = {"GroupedQueryAttention", "GroupQueryAttention", "MultiHeadAttention"}
-    depthwise = {"DepthwiseConv1D", "DepthwiseConv2D"}
-    every = known | without_weights | like | cells | attention | depthwise
-    assert {cls.__name__ for cls in lists.ALLOW} <= every
+WITHOUT_PRODUCTS = {
+    "AdditiveAttention": "it has no weights to multiply with",
+    "Attention": "it has no weights to multiply with",
+    "DepthwiseConv1D": "it is on no tensor core",
+    "DepthwiseConv2D": "it is on no tensor core",
+}
+
+
+def model_with(cls):
+    """Return a model of one layer of this class, with 3 features in and out."""
+    name, rank = cls.__name__, [int(digit) for digit in cls.__name__ if digit.isdigit()]
+    if name.endswith("Attention"):
+        inputs = keras.Input((8, 3))
+        if name in WITHOUT_PRODUCTS:
+            return keras.Model(inputs, cls(**LOW)([inputs, inputs]))
+        args = (2, 3) if name == "MultiHeadAttention" else (3, 2, 2)
+        return keras.Model(inputs, cls(*args, **LOW)(inputs, inputs))
+    if name.endswith("Cell"):
+        return model_of(layers.RNN(cls(3, **LOW), **LOW), shape=(4, 3))
+    if name == "EinsumDense":
+        return model_of(cls("ab,bc->ac", 3, **LOW), shape=(3,))
+    if name == "Dense":
+        return model_of(cls(3, **LOW), shape=(3,))
+    if not rank:
+        return model_of(cls(3, **LOW), shape=(4, 3))
+    shape = (8,) * (rank[0] + ("LSTM" in name)) + (3,)
+    args = (3,) if name.startswith("Depthwise") else (3, 3)
+    return model_of(cls(*args, **LOW), shape=shape)
+
+
+@pytest.mark.parametrize("cls", lists.ALLOW, ids=lambda cls: cls.__name__)
+def test_every_layer_with_products_in_low_precision(cls):
+    findings = found(model_with(cls), "alignment")
+    assert bool(findings) is (cls.__name__ not in WITHOUT_PRODUCTS)
 
 
 # The model itself.
