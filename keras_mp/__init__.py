@@ -3,6 +3,7 @@
 from keras_mp import callbacks, hardware, layers, ops, scaling
 from keras_mp.conversion import convert
 from keras_mp.export import export
+from keras_mp.lint import Finding, lint
 from keras_mp.memory import MemoryReport, memory_report
 from keras_mp.ops import float32
 from keras_mp.optimizer import LossScaleOptimizer
@@ -12,6 +13,7 @@ from keras_mp.training import compile, load_model, wrap_optimizer
 from keras_mp.version import __version__
 
 __all__ = [
+    "Finding",
     "LossScaleOptimizer",
     "MemoryReport",
     "Placement",
@@ -25,6 +27,7 @@ __all__ = [
     "float32",
     "hardware",
     "layers",
+    "lint",
     "load_model",
     "memory_report",
     "ops",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import importlib.util
+import json
 import pathlib
 import re
 import sys
+import zipfile
+
+import keras
 
 from keras_mp import hardware
 from keras_mp.bench import suite
@@ -18,6 +23,8 @@ from keras_mp.conformance import bounds, discover, measure, table
 from keras_mp.conformance.every import all_cases
 from keras_mp.export import export as export_model
 from keras_mp.export.formats import FORMATS
+from keras_mp.lint import lint as lint_model
+from keras_mp.training import load_model
 
 MIXED_POLICIES = ("mixed_bfloat16", "mixed_float16")
 
@@ -52,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_conformance(commands)
     _add_export(commands)
+    _add_lint(commands)
     return parser
 
 
@@ -220,6 +228,26 @@ def _add_export(commands) -> None:
     )
 
 
+def _add_lint(commands) -> None:
+    parser = commands.add_parser(
+        "lint",
+        help="say what is wrong with how a model uses low precision",
+        description="Check a .keras file: a line for each layer with something wrong, "
+        "with the reason and the fix. The exit status is 1 if there are errors or "
+        "warnings, 0 if there are none or only notes. A file that holds objects of "
+        "keras_mp's is judged as keras_mp.load_model loads it, any other one as Keras "
+        "does.",
+    )
+    parser.set_defaults(run=lint)
+    parser.add_argument("model", metavar="MODEL.keras")
+    parser.add_argument(
+        "--batch-size", type=_positive(int), metavar="N", help="to check as well"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON array of the findings"
+    )
+
+
 def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**32:
@@ -330,6 +358,34 @@ def export(arguments: argparse.Namespace) -> None:
             f"verified: predictions differ from the model's in float32 by "
             f"{done.difference:.1e} of the largest one"
         )
+
+
+def lint(arguments: argparse.Namespace) -> int:
+    """Run the ``lint`` command; return its exit code."""
+    path = arguments.model
+    custom.check_model(path, path)
+    load = load_model if _holds_ours(path) else keras.saving.load_model
+    model = custom.load_model(path, path, "check it", "keras_mp.lint", load)
+    try:
+        findings = lint_model(model, arguments.batch_size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if arguments.json:
+        show(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            show(str(finding))
+        counts = collections.Counter(finding.severity for finding in findings)
+        names = ("error", "warning", "note")
+        show(", ".join(f"{name}s: {counts[name]}" for name in names))
+    return int(any(finding.severity != "note" for finding in findings))
+
+
+def _holds_ours(path: str) -> bool:
+    """Whether the file has a policy, a layer or an optimizer of keras_mp's."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        return "config.json" in names and b'"keras_mp>' in archive.read("config.json")
 
 
 def show(line: str) -> None:

@@ -270,22 +270,28 @@ def _checked_optimizer(optimizer, rule):
 
 def _report_unmatched_rules(model):
     """Warn about the rules of any policy in ``model`` that match none of its layers."""
+    for rule, suggestion in unmatched_rules(model):
+        warnings.warn(
+            f"Policy rule '{rule}' matches no layer of model '{model.name}', so "
+            f"it keeps nothing in float32. {suggestion}",
+            stacklevel=4,
+        )
+
+
+def unmatched_rules(model):
+    """Yield each rule of a policy in ``model`` that matches no layer; and a remedy."""
     held = [layer.dtype_policy for layer in private.walk(model)]
     for policy in {policy for policy in held if isinstance(policy, policies.Policy)}:
         for rule in conversion.unmatched_rules(model, policy):
             shown = rule if isinstance(rule, str) else rule.__name__
-            warnings.warn(
-                f"Policy rule '{shown}' matches no layer of model '{model.name}', so "
-                f"it keeps nothing in float32.{_suggestion(model, shown)}",
-                stacklevel=4,
-            )
+            yield shown, _suggestion(model, shown)
 
 
 def _suggestion(model, rule):
     names = [layer.name for layer in private.walk(model)]
     close = difflib.get_close_matches(rule.split("/")[-1], names, n=1)
     if close:
-        return f" Did you mean '{close[0]}'?"
+        return f"Did you mean '{close[0]}'?"
     if not model.built:
-        return " The model is not built yet; layers it creates later are not seen."
-    return f" Its layers are: {', '.join(names)}."
+        return "The model is not built yet; layers it creates later are not seen."
+    return f"Its layers are: {', '.join(names)}."

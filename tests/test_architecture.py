@@ -56,6 +56,7 @@ ROOMS = {
         "private",
         "scaling",
     },
+    "lint": {"guards", "policies", "private", "training"},
     "callbacks": {"optimizer"},
     "export": {"policies", "private"},
     "compare": {
@@ -80,7 +81,15 @@ ROOMS = {
         "version",
     },
     "conformance": {"bench", "ops", "policies", "training"},
-    "cli": {"bench", "compare", "conformance", "export", "hardware"},
+    "cli": {
+        "bench",
+        "compare",
+        "conformance",
+        "export",
+        "hardware",
+        "lint",
+        "training",
+    },
     "__main__": {"cli"},
 }
 

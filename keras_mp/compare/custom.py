@@ -165,12 +165,14 @@ def build(job: Job, policy: str, data: Data) -> keras.Model:
     return model
 
 
-def load_model(path: str, called: str, doing: str, using: str) -> keras.Model:
-    """The model of the file, its optimizer's state left aside."""
+def load_model(
+    path: str, called: str, doing: str, using: str, load=keras.saving.load_model
+) -> keras.Model:
+    """The model of the file, loaded by ``load``; its warnings are left aside."""
     try:
-        with warnings.catch_warnings():  # of that state
+        with warnings.catch_warnings():  # of the optimizer's state
             warnings.simplefilter("ignore")
-            return keras.models.load_model(path)
+            return load(path)
     except Exception as error:
         raise explain(
             called,

@@ -7,30 +7,65 @@ of it is saved: who loads a model puts the guards back (`keras_mp.load_model`,
 `keras_mp.compile`).
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from keras_mp.guards import attention, functions, inputs, outputs, weights
 
-#: Each guard with the name by which reports call it: ``guard(layer)`` returns whether
-#: there was anything to guard, and changes nothing the second time.
+
+class Guard(NamedTuple):
+    """One guard, as functions of a layer. Only ``put`` changes it, and only once."""
+
+    is_needed: Callable  # whether there is anything to guard
+    is_on: Callable  # of a layer that needs it: whether it is guarded
+    put: Callable
+
+
+#: Each guard with the name by which reports call it.
 GUARDS = {
-    "activation": functions.guard_activations,
-    "activity regularizer": functions.guard_regularizer,
-    "add_loss": functions.guard_add_loss,
-    "all of it": functions.guard_call,
-    "inputs": inputs.guard,
-    "scores and softmax": attention.guard,
-    "weights": weights.guard,
+    "activation": Guard(
+        functions.has_steep_activations,
+        functions.are_activations_guarded,
+        functions.guard_activations,
+    ),
+    "activity regularizer": Guard(
+        functions.has_regularizer,
+        functions.is_regularizer_guarded,
+        functions.guard_regularizer,
+    ),
+    "add_loss": Guard(
+        functions.may_add_losses,
+        functions.is_add_loss_guarded,
+        functions.guard_add_loss,
+    ),
+    "all of it": Guard(
+        functions.computes_inside, functions.is_call_guarded, functions.guard_call
+    ),
+    "inputs": Guard(inputs.holds_readers, inputs.is_guarded, inputs.guard),
+    "scores and softmax": Guard(
+        attention.is_guarded_class, attention.is_guarded, attention.guard
+    ),
+    "weights": Guard(
+        weights.computes_with_weights, functions.is_call_guarded, weights.guard
+    ),
 }
 
 
 def guard(layer):
     """Put on ``layer`` the guards that it needs; the sublayers stay as they are."""
-    for put in GUARDS.values():
-        put(layer)
+    for one in GUARDS.values():
+        if one.is_needed(layer):
+            one.put(layer)
 
 
 def names(layer):
-    """Return the names of the guards that ``layer`` has, as a list."""
-    return [name for name, put in GUARDS.items() if put(layer)]
+    """Return the names of the guards that ``layer`` needs, as a list."""
+    return [name for name, one in GUARDS.items() if one.is_needed(layer)]
+
+
+def missing(layer):
+    """Return the names of the guards that ``layer`` needs and has not, as a list."""
+    return [name for name in names(layer) if not GUARDS[name].is_on(layer)]
 
 
 def is_whole(layer):
@@ -38,5 +73,5 @@ def is_whole(layer):
     return attention.is_guarded_class(layer)
 
 
-keep_inputs = inputs.guard
+keep_inputs = inputs.guard_with
 widen_outputs = outputs.widen

@@ -33,17 +33,19 @@ def is_guarded_class(layer):
     return type(layer) in _GUARDS
 
 
+def is_guarded(layer):
+    """Return whether a layer of such a class is guarded."""
+    return "_keras_mp_guarded" in vars(layer)
+
+
 def guard(layer):
     """Guard the scores and the softmax of a built attention layer of Keras's."""
-    if not is_guarded_class(layer):
-        return False
-    if "_keras_mp_guarded" not in vars(layer):
+    if not is_guarded(layer):
         _GUARDS[type(layer)](layer)
         layer._keras_mp_guarded = True
     for softmax in private.sublayers(layer):
         if isinstance(softmax, keras.layers.Softmax):
             private.set_layer_policy(softmax, _FLOAT32)
-    return True
 
 
 def _guard_multi_head(layer):

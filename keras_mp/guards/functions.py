@@ -8,13 +8,30 @@ from keras_mp.ops import float32
 _ACTIVATIONS = ("activation", "recurrent_activation")
 
 
+def computes_inside(layer):
+    """Return whether ``layer`` is on `lists.INSIDE`."""
+    return lists.matches_any(lists.INSIDE, layer, layer.name)
+
+
+def is_call_guarded(layer):
+    """Return whether the ``call`` of ``layer`` is one that guards put around it."""
+    return _is_wrapped(layer.call)
+
+
 def guard_call(layer):
     """Have a layer on `lists.INSIDE` compute in float32, and hand on what came in."""
-    if not lists.matches_any(lists.INSIDE, layer, layer.name):
-        return False
-    if not hasattr(layer.call, "__wrapped__"):
+    if not is_call_guarded(layer):
         layer.call = float32(layer.call)
-    return True
+
+
+def has_steep_activations(layer):
+    """Return whether any activation function of ``layer`` needs float32."""
+    return bool(_steep_activations(layer))
+
+
+def are_activations_guarded(layer):
+    """Return whether all activation functions are guarded that need it."""
+    return all(map(_is_wrapped, _steep_activations(layer).values()))
 
 
 def guard_activations(layer):
@@ -24,30 +41,42 @@ def guard_activations(layer):
     probabilities below float16's smallest number and exponentials above its largest. A
     recurrent cell's goes back to the dtype of its state.
     """
-    # A recurrent layer only shows what its cell has.
-    steep = [name for name in _ACTIVATIONS if _is_steep(vars(layer).get(name))]
-    for name in steep:
-        function = getattr(layer, name)
-        if not hasattr(function, "__wrapped__"):
+    for name, function in _steep_activations(layer).items():
+        if not _is_wrapped(function):
             stays = lists.is_float32_function(function)
             in_cell = hasattr(layer, "state_size")
             dtype = "float32" if stays and not in_cell else None
             setattr(layer, name, float32(function, output_dtype=dtype))
-    return bool(steep)
+
+
+def _steep_activations(layer):
+    # A recurrent layer only shows what its cell has.
+    own = {name: vars(layer).get(name) for name in _ACTIVATIONS}
+    return {name: function for name, function in own.items() if _is_steep(function)}
 
 
 def _is_steep(function):
     return lists.is_float32_function(function) or lists.is_inside_function(function)
 
 
+def _is_wrapped(function):
+    return hasattr(function, "__wrapped__")
+
+
+def has_regularizer(layer):
+    """Return whether ``layer`` has an activity regularizer."""
+    return layer.activity_regularizer is not None
+
+
+def is_regularizer_guarded(layer):
+    """Return whether the activity regularizer of ``layer`` is guarded."""
+    return type(layer.activity_regularizer) is _InFloat32
+
+
 def guard_regularizer(layer):
     """Have the activity regularizer of ``layer`` add up in float32."""
-    regularizer = layer.activity_regularizer
-    if regularizer is None:
-        return False
-    if type(regularizer) is not _InFloat32:
-        layer.activity_regularizer = _InFloat32(regularizer)
-    return True
+    if not is_regularizer_guarded(layer):
+        layer.activity_regularizer = _InFloat32(layer.activity_regularizer)
 
 
 class _InFloat32:
@@ -70,16 +99,23 @@ class _InFloat32:
         return self._regularizer.__class__
 
 
+def may_add_losses(layer):
+    """Return whether ``layer`` is of the user's own class, which may add losses."""
+    return not private.is_of_keras(layer)
+
+
+def is_add_loss_guarded(layer):
+    """Return whether the losses that ``layer`` adds are cast."""
+    return "add_loss" in vars(layer)
+
+
 def guard_add_loss(layer):
     """Have the losses that a layer of the user's own adds cast to float32.
 
     Keras adds them to the loss, which is in float32, and to each other as they are.
     """
-    if private.is_of_keras(layer):
-        return False
-    if "add_loss" not in vars(layer):
+    if not is_add_loss_guarded(layer):
         layer.add_loss = _widened(layer.add_loss)
-    return True
 
 
 def _widened(add_loss):

@@ -5,6 +5,12 @@ import functools
 import keras
 
 from keras_mp import private
+from keras_mp.guards.functions import is_call_guarded
+
+
+def computes_with_weights(layer):
+    """Return whether ``layer`` is one that assigns what it computes with weights."""
+    return type(layer) is keras.layers.SpectralNormalization
 
 
 def guard(layer):
@@ -13,11 +19,8 @@ def guard(layer):
     It assigns the kernel that it has normalized: read in the compute dtype, the float32
     master weights would be rounded to it, in every step.
     """
-    if type(layer) is not keras.layers.SpectralNormalization:
-        return False
-    if not hasattr(layer.call, "__wrapped__"):
+    if not is_call_guarded(layer):
         layer.call = _on_stored(layer.call)
-    return True
 
 
 def _on_stored(call):
