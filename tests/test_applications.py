@@ -18,7 +18,6 @@ import tensorflow as tf
 from keras import applications
 
 import keras_mp
-from keras_mp import convert
 
 # Every layer rounds to 11 bits, and each architecture adds up some 20 to 400 of these
 # errors. The largest error of a logit was 0.002 (Xception) to 0.067 (MobileNetV3Small)
@@ -84,7 +83,7 @@ def test_converts_trains_saves_loads_and_agrees_with_float32(architecture, tmp_p
     loaded = keras_mp.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.predict_on_batch(x), predicted)
 
-    convert.apply_policy(loaded, "float32")
+    keras_mp.convert(loaded, "float32")
     for weight, same in zip(weights, loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, same)
     assert error(predicted, loaded.predict_on_batch(x)) < NEAR
