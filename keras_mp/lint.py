@@ -66,10 +66,10 @@ def lint(model: keras.Model, batch_size: int | None = None) -> list[Finding]:
       ``compute_loss``, computes in the dtype that the model returns, unless it is cast
       in between, which is not seen.
     - ``rule``: a rule of a `Policy` that matches no layer.
-    - ``alignment``: dimensions of matrix products that tensor cores do not take whole:
-      multiples of 8 in float16 and bfloat16, of 16 in float8. How many more multiplications the
-      padded ones take is counted on the products with weights. Notes: nothing is wrong.
-    - ``unknown``: what could not be checked. Notes.
+    - ``alignment``: dimensions of matrix products that are no multiples of what tensor
+      cores take: 8 in float16 and bfloat16, 16 in float8. How many more multiplications
+      the padded ones take is counted on the products with weights. Always a note.
+    - ``unknown``: what could not be checked. Always a note.
 
     Args:
         model: A built Keras model, compiled or not.
