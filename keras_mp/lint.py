@@ -66,10 +66,10 @@ def lint(model: keras.Model, batch_size: int | None = None) -> list[Finding]:
       ``compute_loss``, computes in the dtype that the model returns, unless it is cast
       in between, which is not seen.
     - ``rule``: a rule of a `Policy` that matches no layer.
-    - ``alignment``: dimensions of matrix products that tensor cores do not take whole:
-      of 8 in float16 and bfloat16, of 16 in float8. How many more multiplications the
-      padded ones take is counted on the products with weights. Notes: nothing is wrong.
-    - ``unknown``: what could not be checked. Notes.
+    - ``alignment``: dimensions of matrix products that are no multiples of what tensor
+      cores take: 8 in float16 and bfloat16, 16 in float8. How many more multiplications
+      the padded ones take is counted on the products with weights. Always a note.
+    - ``unknown``: what could not be checked. Always a note.
 
     Args:
         model: A built Keras model, compiled or not.
@@ -374,7 +374,8 @@ def _functional_losses(model, is_head_low):
 def _loss_functions_in(method):
     """Yield the functions of `keras.losses` that ``method`` names, each once."""
     method, value, found = inspect.unwrap(method), None, set()
-    for step in dis.get_instructions(method):
+    steps = dis.get_instructions(method) if inspect.isfunction(method) else ()
+    for step in steps:
         if step.opname == "LOAD_GLOBAL":
             value = method.__globals__.get(step.argval)
         elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and inspect.ismodule(value):
@@ -492,7 +493,7 @@ def _products(layer):
     elif isinstance(layer, _SEPARABLE):
         *area, channels, filters = layer.pointwise_kernel.shape
         yield _convolution(area, channels, filters)
-    elif hasattr(layer, "recurrent_kernel"):
+    elif private.is_of_keras(layer) and hasattr(layer, "recurrent_kernel"):
         *area, units, gates = layer.recurrent_kernel.shape
         count = math.prod(area) * (gates // units)
         for name, size in ("input features", layer.kernel.shape[-2]), ("units", units):

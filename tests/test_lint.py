@@ -1,11 +1,13 @@
 """`keras_mp.lint` and ``keras-mp lint``: what each check finds, and what not."""
 
+import functools
 import json
 import zipfile
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 
 import keras_mp
@@ -122,6 +124,13 @@ def test_sensitive_layers(make):
 def test_a_layer_in_an_island_is_not_sensitive():
     island = keras_mp.layers.Float32(dense(8, "softmax"), dtype="mixed_float16")
     assert not found(model_of(island), "sensitive")
+
+
+def test_layers_that_are_built_after_compile():
+    model = keras.Sequential([dense(8, "softmax"), layers.ELU(dtype="mixed_float16")])
+    keras_mp.compile(model, "adam", "mse")
+    model.fit(X, X, verbose=0)
+    assert not keras_mp.lint(model)
 
 
 def test_what_a_rule_allows_is_not_sensitive():
@@ -262,6 +271,21 @@ def test_a_function_that_the_model_calls_by_itself():
     assert "compute_loss calls mean_squared_error" in finding.reason
     keras_mp.compile(model, "adam")
     assert not found(model, "functional-loss")
+
+
+def test_what_names_no_function_of_keras():
+    class Decorated(Own):
+        compute_loss = tf.function(Own.compute_loss)
+        train_step = functools.partialmethod(Own.train_step)
+
+        def test_step(self, data):
+            huber = keras.losses.Huber()  # a class casts
+            return {"huber": huber(data[1], self(data[0]))}
+
+    model = Decorated()
+    model({"one": X, "other": X})
+    names = [f.reason.split(",")[0] for f in found(model, "functional-loss")]
+    assert names == ["its compute_loss calls mean_squared_error"]
 
 
 # Rules.
