@@ -61,6 +61,7 @@ ROOMS = {
         "compare",
         "fused",
         "hardware",
+        "lists",
         "memory",
         "numerics",
         "optimizer",
