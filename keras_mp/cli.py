@@ -121,7 +121,8 @@ def _add_train(commands) -> None:
 def _add_bench(commands) -> None:
     parser = commands.add_parser(
         "bench",
-        help="measure what loss scaling, casts and replicas cost on this machine",
+        help="measure what loss scaling, casts, islands and replicas cost on this "
+        "machine",
         description="Time training steps side by side, in rounds in which all "
         "candidates take turns; end with tables and a JSON file.",
     )

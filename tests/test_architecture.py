@@ -72,6 +72,7 @@ ROOMS = {
         "compare",
         "fused",
         "hardware",
+        "lists",
         "memory",
         "numerics",
         "optimizer",

@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable
 
 from keras_mp import hardware
-from keras_mp.bench import casts, gpu, memory, optimizers, stages, traffic
+from keras_mp.bench import casts, gpu, islands, memory, optimizers, stages, traffic
 from keras_mp.version import __version__
 
 #: Each section: what measures, and what makes a table of it.
@@ -18,6 +18,7 @@ SECTIONS = {
     "optimizers": (optimizers.measure, optimizers.table),
     "stages": (stages.measure, stages.table),
     "casts": (casts.measure, casts.table),
+    "islands": (islands.measure, islands.table),
     "memory": (
         lambda models, policy, rounds, show: memory.measure(models, show),
         memory.table,
