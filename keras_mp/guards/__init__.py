@@ -10,7 +10,7 @@ of it is saved: who loads a model puts the guards back (`keras_mp.load_model`,
 from collections.abc import Callable
 from typing import NamedTuple
 
-from keras_mp.guards import attention, functions, inputs, outputs, weights
+from keras_mp.guards import attention, containers, functions, outputs, weights
 
 
 class Guard(NamedTuple):
@@ -41,7 +41,7 @@ GUARDS = {
     "all of it": Guard(
         functions.computes_inside, functions.is_call_guarded, functions.guard_call
     ),
-    "inputs": Guard(inputs.holds_readers, inputs.is_guarded, inputs.guard),
+    "inputs": Guard(containers.holds_readers, containers.is_guarded, containers.guard),
     "scores and softmax": Guard(
         attention.is_guarded_class, attention.is_guarded, attention.guard
     ),
@@ -73,5 +73,5 @@ def is_whole(layer):
     return attention.is_guarded_class(layer)
 
 
-keep_inputs = inputs.guard_with
+keep_inputs = containers.guard_with
 widen_outputs = outputs.widen
