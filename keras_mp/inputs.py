@@ -44,8 +44,10 @@ def check(model: keras.Model, x) -> None:
 
     Args:
         model: A Functional, Sequential or subclassed model.
-        x: Arrays or tensors in any structure, of which the first 1,024 rows are looked
-            at; or a ``tf.data.Dataset``, whose first batch is. Anything else passes.
+        x: Arrays or dense tensors in any structure, of which the first 1,024 rows are
+            looked at; or a ``tf.data.Dataset`` of them, batched and no more, whose
+            first batch is. Anything else passes: to look at what is shuffled, drawn or
+            generated would change what comes after.
 
     Synchronises with the device if ``x`` is there.
 
@@ -96,14 +98,15 @@ def _warn_of(model, name, values, layer):
 
 def _first(x):
     """Return the first rows of ``x`` as arrays, in the structure they come in."""
-    if hasattr(x, "take") and hasattr(x, "element_spec"):
+    if private.is_dataset_of_arrays(x):
         x = next(iter(x.take(1)), None)
         x = keras.utils.unpack_x_y_sample_weight(x)[0]
     return keras.tree.map_structure(_rows, x)
 
 
 def _rows(leaf):
-    if hasattr(leaf, "shape") and hasattr(leaf, "dtype") and len(leaf.shape) > 0:
+    # Sparse tensors have no `__array__`.
+    if hasattr(leaf, "__array__") and len(leaf.shape) > 0:
         return np.asarray(keras.ops.convert_to_numpy(leaf[:_ROWS]))
     return None
 
@@ -140,8 +143,9 @@ def _readers(model):
 def _reader(model, tensor):
     """Return the first layer found that reads ``tensor`` in 16 bits, or None."""
     for layer, outputs in private.readers_of(model, tensor):
-        if isinstance(layer, keras.Model) and layer.inputs:
-            found = next(filter(None, (_reader(layer, t) for t in layer.inputs)), None)
+        inner = getattr(layer, "inputs", None)  # a subclassed model has none
+        if isinstance(layer, keras.Model) and inner:
+            found = next(filter(None, (_reader(layer, t) for t in inner)), None)
         elif type(layer) in lists.FOLLOW and not layer.autocast:
             found = next(filter(None, (_reader(model, t) for t in outputs)), None)
         else:

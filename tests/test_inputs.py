@@ -121,6 +121,39 @@ def test_a_dataset_is_looked_at_and_not_used_up():
     assert warned(sequential(), None) == []
 
 
+def test_to_look_at_a_shuffled_dataset_would_shuffle_it_otherwise():
+    def shuffled():
+        return tf.data.Dataset.from_tensor_slices(np.arange(8.0)).shuffle(8, seed=1)
+
+    def orders(data):
+        return [list(data.as_numpy_iterator()) for _ in range(2)]
+
+    data = shuffled()
+    assert warned(sequential(), data) == []
+    assert orders(data) == orders(shuffled())
+
+
+def test_a_generator_behind_a_dataset_is_not_run():
+    def numbers():
+        raise AssertionError("run")
+        yield
+
+    spec = tf.TensorSpec((2,))
+    data = tf.data.Dataset.from_generator(numbers, output_signature=spec).batch(2)
+    assert warned(sequential(), data) == []
+
+
+def test_sparse_tensors_pass():
+    assert warned(sequential(), tf.sparse.from_dense(LARGE)) == []
+
+
+def test_a_subclassed_model_inside_a_functional_one():
+    outer = keras.Input((2,), name="outer")
+    model = keras.Model(outer, Net()(outer), name="whole")
+    (message,) = warned(model, LARGE)
+    assert "'outer' of model 'whole'" in message and "'net' (Net)" in message
+
+
 def test_fit_checks_once_compiled():
     model = sequential()
     keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")
