@@ -223,8 +223,7 @@ _WHY = {
 
 
 def _sensitive(places):
-    whole = [layer for layer, _ in places if guards.is_whole(layer)]
-    inside = {id(inner) for layer in whole for inner in private.walk(layer)[1:]}
+    inside = _inside_whole(places)
     for layer, path in places:
         low = layer.compute_dtype in private.LOW_PRECISION
         if low and policies.is_convertible(layer) and id(layer) not in inside:
@@ -239,6 +238,12 @@ def _sensitive(places):
                     why.format(layer.compute_dtype),
                     fix,
                 )
+
+
+def _inside_whole(places):
+    """Return the ids of the layers in those whose guards are for all inside them."""
+    whole = [layer for layer, _ in places if guards.is_whole(layer)]
+    return {id(inner) for layer in whole for inner in private.walk(layer)[1:]}
 
 
 def _reasons(layer, path):
@@ -274,10 +279,7 @@ class _Trace(keras.Operation):
 
 def _heads(model, path):
     """Yield findings on what ``model`` returns in 16 bits."""
-    if all(
-        layer.compute_dtype not in private.LOW_PRECISION
-        for layer in private.walk(model)
-    ):
+    if not policies.is_low_anywhere(model):
         return
     if type(model).call is keras.Model.call:  # such as a GAN
         for inner in private.sublayers(model):
@@ -420,8 +422,7 @@ def _padded(size, multiple):
 
 
 def _alignment(model, places, batch_size):
-    whole = [layer for layer, _ in places if guards.is_whole(layer)]
-    inside = {id(inner) for layer in whole for inner in private.walk(layer)[1:]}
+    inside = _inside_whole(places)
     multiples = []
     for layer, path in places:
         multiple = None if id(layer) in inside else _multiple(layer)

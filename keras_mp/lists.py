@@ -59,12 +59,16 @@ INSIDE_FUNCTIONS = _found(
 
 def is_float32_function(function):
     """Return whether ``function``, decorated or not, is in `FLOAT32_FUNCTIONS`."""
-    return callable(function) and inspect.unwrap(function) in FLOAT32_FUNCTIONS
+    return _is_one_of(FLOAT32_FUNCTIONS, function)
 
 
-def is_inside_function(function):
-    """Return whether ``function``, decorated or not, is in `INSIDE_FUNCTIONS`."""
-    return callable(function) and inspect.unwrap(function) in INSIDE_FUNCTIONS
+def is_steep_function(function):
+    """Return whether ``function``, decorated or not, is in either of the two."""
+    return _is_one_of(FLOAT32_FUNCTIONS + INSIDE_FUNCTIONS, function)
+
+
+def _is_one_of(functions, function):
+    return callable(function) and inspect.unwrap(function) in functions
 
 
 def _interpolates(interpolation):

@@ -64,9 +64,7 @@ class PlacementReport(tuple):
 
 def placement_report(model: keras.layers.Layer) -> PlacementReport:
     """Return the `PlacementReport` of a model that is under a policy of keras_mp's."""
-    mixed = any(
-        layer.compute_dtype in private.LOW_PRECISION for layer in private.walk(model)
-    )
+    mixed = policies.is_low_anywhere(model)
     seen, rows = set(), []
     for layer, path, around in _places(model, model.name, ()):
         if id(layer) not in seen and not isinstance(layer, keras.layers.InputLayer):

@@ -275,6 +275,13 @@ def is_convertible(layer):
     )
 
 
+def is_low_anywhere(model):
+    """Return whether ``model`` or any layer in it computes in float16 or bfloat16."""
+    return any(
+        layer.compute_dtype in private.LOW_PRECISION for layer in private.walk(model)
+    )
+
+
 def resolve_rules(layer, path=None):
     """Make every layer in ``layer`` safe that computes in low precision.
 

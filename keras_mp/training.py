@@ -245,9 +245,7 @@ def _make_safe(model):
     """
     policies.resolve_rules(model)
     _report_unmatched_rules(model)
-    if any(
-        layer.compute_dtype in private.LOW_PRECISION for layer in private.walk(model)
-    ):
+    if policies.is_low_anywhere(model):
         guards.widen_outputs(model)
         inputs.check_in_fit(model)
 

@@ -52,11 +52,11 @@ def guard_activations(layer):
 def _steep_activations(layer):
     # A recurrent layer only shows what its cell has.
     own = {name: vars(layer).get(name) for name in _ACTIVATIONS}
-    return {name: function for name, function in own.items() if _is_steep(function)}
-
-
-def _is_steep(function):
-    return lists.is_float32_function(function) or lists.is_inside_function(function)
+    return {
+        name: function
+        for name, function in own.items()
+        if lists.is_steep_function(function)
+    }
 
 
 def _is_wrapped(function):
