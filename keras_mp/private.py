@@ -210,30 +210,6 @@ def build_for(model, data):
         model._symbolic_build(data_batch=data)
 
 
-def is_dataset_of_arrays(x):
-    """Return whether ``x`` is a ``tf.data.Dataset`` that repeats itself exactly.
-
-    An iterator of a shuffled one advances its seeds for all later ones, and one of a
-    generator runs Python. How a dataset was made is known to its private classes only.
-    """
-    if not hasattr(x, "element_spec") or not hasattr(x, "_inputs"):
-        return False
-    known = type(x).__name__.strip("_") in _OF_ARRAYS
-    return known and all(map(is_dataset_of_arrays, x._inputs()))
-
-
-_OF_ARRAYS = (
-    "BatchDataset",
-    "OptionsDataset",
-    "PrefetchDataset",
-    "RepeatDataset",
-    "TakeDataset",
-    "TensorDataset",
-    "TensorSliceDataset",
-    "ZipDataset",
-)
-
-
 def strategy_of(model):
     """Return the ``tf.distribute`` strategy ``model`` was created under, or None.
 

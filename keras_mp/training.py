@@ -247,7 +247,7 @@ def _make_safe(model):
     _report_unmatched_rules(model)
     if policies.is_low_anywhere(model):
         guards.widen_outputs(model)
-        inputs.check_in_fit(model)
+        inputs.watch(model)
 
 
 def _checked_rule(rule):

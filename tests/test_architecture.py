@@ -36,7 +36,7 @@ ROOMS = {
     },
     "policies": {"guards", "hardware", "lists", "private"},
     "layers": {"numerics", "policies", "private"},
-    "inputs": {"lists", "private"},
+    "inputs": {"distribute", "lists", "private"},
     "placement": {"guards", "layers", "policies", "private"},
     "conversion": {
         "distribute",

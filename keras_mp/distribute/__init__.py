@@ -3,6 +3,7 @@
 from keras_mp.distribute.scope import check_scope, scope_of
 from keras_mp.distribute.step import (
     Step,
+    copies_of,
     has_strategy,
     replicas,
     restore_unless,
@@ -16,6 +17,7 @@ from keras_mp.distribute.trainer import mend
 __all__ = [
     "Step",
     "check_scope",
+    "copies_of",
     "has_strategy",
     "mend",
     "replicas",

@@ -134,9 +134,20 @@ def share_variables(variable):
         return False
     import tensorflow as tf
 
-    strategy = tf.distribute.get_strategy()
-    copies = len(strategy.experimental_local_results(variable))
-    return copies < len(strategy.extended.worker_devices)
+    devices = tf.distribute.get_strategy().extended.worker_devices
+    return len(copies_of(variable)) < len(devices)
+
+
+def copies_of(variable):
+    """Return the copies of a variable of this scope that this machine's replicas have.
+
+    Reading the variable itself gives the first one, or what all agree on.
+    """
+    if not has_strategy():
+        return (variable,)
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().experimental_local_results(variable)
 
 
 def _check_compiler():
