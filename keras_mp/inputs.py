@@ -6,7 +6,6 @@ import warnings
 
 import keras
 import ml_dtypes
-import numpy as np
 from keras import ops
 
 from keras_mp import distribute, lists, private
@@ -165,7 +164,7 @@ class _Extremes:
         low = _low_readers(self.model)
         with distribute.scope_of(self.model):
             copies = distribute.copies_of(self._values.value)
-        values = np.max([ops.convert_to_numpy(copy) for copy in copies], 0).tolist()
+            values = ops.convert_to_numpy(ops.max(ops.stack(copies), axis=0)).tolist()
         for (name, _), extremes in zip(self._slots.items(), values, strict=False):
             layer = low.get(name) or low.get(None)
             if layer is not None and (lost := _lost(layer, *extremes)):
