@@ -44,9 +44,9 @@ def watch(model: keras.Model) -> None:
     >>> price = keras.Input((1,), name="price")
     >>> model = keras.Sequential([price, keras.layers.Dense(1)])
     >>> keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")  # watches it
+    >>> one = keras.ops.ones((1, 1))
     >>> with warnings.catch_warnings(record=True) as caught:
-    ...     warnings.simplefilter("always")
-    ...     history = model.fit(np.array([[1e6]]), np.array([[1.0]]), verbose=0)
+    ...     history = model.fit(1e6 * one, one, verbose=0)
     >>> "Input 'price'" in str(caught[0].message)
     True
     """
