@@ -46,6 +46,7 @@ def watch(model: keras.Model) -> None:
     >>> keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")  # watches it
     >>> one = keras.ops.ones((1, 1))
     >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
     ...     history = model.fit(1e6 * one, one, verbose=0)
     >>> "Input 'price'" in str(caught[0].message)
     True
