@@ -85,9 +85,8 @@ def _plan(layer, policy, path, inside_match):
     rules = policy if isinstance(policy, policies.Policy) else None
     matched = inside_match or (rules is not None and rules.matches(layer, path))
     if policies.is_convertible(layer):
-        stays = matched or isinstance(layer, keras.layers.Normalization)
-        new = rules.for_layer(layer, path) if rules and not stays else policy
-        yield layer, policies.FLOAT32 if stays else new
+        new = rules.for_layer(layer, path) if rules and not matched else policy
+        yield layer, policies.FLOAT32 if matched else new
     if not isinstance(layer, Island):
         for inner in private.sublayers(layer):
             yield from _plan(inner, policy, f"{path}/{inner.name}", matched)

@@ -576,3 +576,13 @@ def test_normalization_adapted_in_float16_is_right_in_float32():
     convert(model, "float32")
     # Both adapt in float32; two orders of summing.
     np.testing.assert_allclose(model(x), reference(x), rtol=1e-3, atol=1e-3)
+
+
+def test_normalization_obeys_a_policy_wider_than_float32():
+    normalization = keras.layers.Normalization()
+    normalization.adapt(np.array([[0.0], [2.0]]))  # mean 1, variance 1
+    model = keras.Sequential([keras.Input((1,)), normalization])
+    keras_mp.convert(model, "float64")
+    assert normalization.compute_dtype == normalization.mean.dtype == "float64"
+    fine = 2.0**-40  # which float32 loses beside 1
+    assert float(normalization(keras.ops.array([[1 + fine]], "float64"))) == fine
