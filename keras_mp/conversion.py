@@ -20,8 +20,9 @@ def convert(
     Layers whose compute dtype is no float (lookups, hashing) and quantized layers keep
     their policy. A float32 island stays one and hands back the new compute dtype. A
     layer used in several places is in float32 if a rule matches it in any. What is not
-    safe in 16 bits gets float32 or a guard (`keras_mp.Policy`); `keras_mp.compile` adds
-    that the model returns float32, and loss scaling.
+    safe in 16 bits gets float32 or a guard (`keras_mp.Policy`), which stays whatever it
+    is put under later; `keras_mp.compile` adds that the model returns float32, and loss
+    scaling.
 
     Args:
         model: A Keras model or layer: Sequential, Functional or subclassed, built or

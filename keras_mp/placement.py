@@ -82,11 +82,21 @@ def _places(layer, path, around):
 
 def _placement(layer, path, around, mixed):
     reason = _reason(layer, path, around, mixed)
-    low = layer.compute_dtype in private.LOW_PRECISION
-    guarded = guards.names(layer) if low and reason != _ALLOWED else ()
     return Placement(
-        path, type(layer).__name__, layer.compute_dtype, reason, tuple(guarded)
+        path,
+        type(layer).__name__,
+        layer.compute_dtype,
+        reason,
+        tuple(_guards_of(layer, reason)),
     )
+
+
+def _guards_of(layer, reason):
+    if layer.compute_dtype not in private.LOW_PRECISION:
+        return ()
+    # A layer may get its guards only as it is built; and one that had them before a
+    # rule allowed it has them still.
+    return guards.present(layer) if reason == _ALLOWED else guards.names(layer)
 
 
 _ALLOWED = "a rule allows it"

@@ -16,6 +16,7 @@ _KERAS_MODULES = {"keras.layers": keras.layers, "keras": keras}
 FLOAT32 = keras.DTypePolicy("float32")
 
 _RULES = "_keras_mp_rules"
+_FOLLOWS = "_keras_mp_follows"
 
 
 @keras.saving.register_keras_serializable("keras_mp")
@@ -317,15 +318,22 @@ def _settle_all(layer, path, around):
 
 def _settle(layer, path):
     """Make one layer safe by the lists, if it computes in low precision."""
-    if not _is_settled(layer):
-        return
-    place = place_in_lists(layer, path)
+    settled = _is_settled(layer)
+    place = place_in_lists(layer, path) if settled else None
+    if place == "follow":
+        layer.autocast = layer.autocast and _off(layer)
+    elif vars(layer).pop(_FOLLOWS, False):
+        layer.autocast = True
     if place == "float32":
         put_under(layer, FLOAT32)
-    elif place == "follow":
-        layer.autocast = False
-    elif place != "allow":
+    elif settled and place is None:
         guards.guard(layer)
+
+
+def _off(layer):
+    """Return the ``autocast`` of a layer that follows, and remember that it does."""
+    vars(layer)[_FOLLOWS] = True
+    return False
 
 
 def _is_settled(layer):
@@ -408,8 +416,8 @@ def _assigned(layer, name, value):
     if vars(layer)["_dtype_policy"].compute_dtype not in private.LOW_PRECISION:
         return value
     place = private.place_of(layer)
-    if name == "autocast" and place_in_lists(layer, place) == "follow":
-        return False
+    if name == "autocast" and value and place_in_lists(layer, place) == "follow":
+        return _off(layer)
     if _is_denied_with(layer, place, name, value):
         put_under(layer, FLOAT32)
     if name == "built" and value and not vars(layer).get("built"):

@@ -99,6 +99,24 @@ def test_layers_that_follow_keep_the_dtype_that_comes_in():
     assert dtype_of(add(both)) == "float32"  # the widest
 
 
+@pytest.mark.parametrize("policy", ["float32", Policy("mixed_float16", allow=["flat"])])
+def test_layers_follow_no_longer_than_the_policy_says(policy):
+    model = keras.Sequential([keras.Input((3, 4)), layers.Flatten(name="flat")])
+    flat, doubles = model.layers[0], keras.ops.ones((2, 3), "float64")
+    before = dtype_of(flat(doubles))
+    keras_mp.convert(model, "mixed_float16")
+    assert (before, dtype_of(flat(doubles))) == ("float32", "float64")
+    keras_mp.convert(model, policy)
+    assert dtype_of(flat(doubles)) == flat.compute_dtype
+
+
+def test_a_layer_that_casts_nothing_by_itself_never_does():
+    flat = layers.Flatten(name="flat", autocast=False)
+    keras_mp.convert(flat, "mixed_float16")
+    keras_mp.convert(flat, "float32")
+    assert dtype_of(flat(keras.ops.ones((2, 3), "float64"))) == "float64"
+
+
 @pytest.mark.parametrize("rule", ["probabilities", layers.Softmax, ".*"])
 def test_a_policy_may_allow_what_the_list_denies(rule, tmp_path):
     with policy_scope(Policy("mixed_float16", allow=[rule])):

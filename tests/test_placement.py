@@ -55,6 +55,13 @@ def test_what_a_rule_allows_has_no_guards():
         assert places[name][2:] == ("float16", "a rule allows it", ())
 
 
+def test_guards_from_before_a_rule_are_named():
+    model = attention_model()
+    keras_mp.convert(model, "mixed_float16")
+    places = by_path(keras_mp.convert(model, Policy("mixed_float16", allow=["attend"])))
+    assert places["attend"][3:] == ("a rule allows it", ("scores and softmax",))
+
+
 def test_what_cannot_be_converted_says_so():
     model = keras.Sequential(
         [

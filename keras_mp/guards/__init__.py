@@ -68,6 +68,11 @@ def missing(layer):
     return [name for name in names(layer) if not GUARDS[name].is_on(layer)]
 
 
+def present(layer):
+    """Return the names of the guards that ``layer`` needs and has, as a list."""
+    return [name for name in names(layer) if GUARDS[name].is_on(layer)]
+
+
 def is_whole(layer):
     """Return whether the guards of ``layer`` are for its sublayers as well."""
     return attention.is_guarded_class(layer)
