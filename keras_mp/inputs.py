@@ -155,9 +155,10 @@ class _Extremes:
             return
         seen = [ops.zeros((2,))] * _SLOTS
         for name, values in _named(self.model, x):
-            slot = self._slots.setdefault(name, len(self._slots))
-            if slot < _SLOTS and (name in low or None in low):
-                seen[slot] = _extremes_of(values)
+            if name in low or None in low:
+                slot = self._slots.setdefault(name, len(self._slots))
+                if slot < _SLOTS:
+                    seen[slot] = _extremes_of(values)
         self._values.assign(ops.maximum(self._values, ops.stack(seen)))
 
     def faults(self):
@@ -166,7 +167,7 @@ class _Extremes:
         with distribute.scope_of(self.model):
             copies = distribute.copies_of(self._values.value)
             values = ops.convert_to_numpy(ops.max(ops.stack(copies), axis=0)).tolist()
-        for (name, _), extremes in zip(self._slots.items(), values, strict=False):
+        for name, extremes in zip(self._slots, values, strict=False):
             layer = low.get(name) or low.get(None)
             if layer is not None and (lost := _lost(layer, *extremes)):
                 yield (
