@@ -9,6 +9,8 @@ time starting them. Here, by the same formulas, so that results differ by roundi
   longer than its work. What is to be added to them is compiled with XLA for Adam; for
   plain SGD it is a product with the stacks that were judged.
 - Large gradients in 16 bits are cast by XLA where plain SGD reads them.
+- Other optimizers that look at one number at a time keep Keras's operations: XLA
+  compiles those of each large variable into one pass.
 - Sparse gradients have Keras's own update, compiled with XLA by itself. TensorFlow's
   scatter kernels put a variable into a mode in which every later read copies all of it,
   which is most of a step with a large embedding; XLA writes rows in place.
@@ -29,6 +31,12 @@ from keras_mp import distribute, numerics, private
 
 #: Optimizers whose updates are known here, and with them what inherits theirs (AdamW).
 SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
+
+#: Optimizers whose updates look at one number of a variable at a time.
+ELEMENTWISE = tuple(
+    getattr(keras.optimizers, name)
+    for name in ("Adadelta", "Adagrad", "Adamax", "Ftrl", "Lion", "Nadam", "RMSprop")
+)
 
 #: From so many numbers on, copying a variable takes longer than XLA takes for its rows.
 LARGE = 2**20
@@ -103,7 +111,11 @@ def updates(optimizer, scale, variables, finite=None):
     divides = all(formulas.values()) and not any(map(_clips, [optimizer, *parts]))
     with contextlib.ExitStack() as stack:
         for part, formula in formulas.items():
-            if formula:
+            update_one = _update_rows
+            if formula is _update_elementwise:
+                update = _as_keras_does
+                update_one = functools.partial(formula, scale if divides else None)
+            elif formula:
                 formula = functools.partial(formula, part)
                 update = functools.partial(
                     _update, formula, finite, scale if divides else None
@@ -112,7 +124,7 @@ def updates(optimizer, scale, variables, finite=None):
                 update = functools.partial(_update_masked, finite)
             else:
                 continue
-            stack.enter_context(private.updating_by(part, update, _update_rows))
+            stack.enter_context(private.updating_by(part, update, update_one))
         yield divides
     if finite is not None:
         counter = private.step_counter(optimizer)
@@ -128,7 +140,7 @@ def _old_unless(finite, variables):
 
 
 def _formula_of(optimizer):
-    """Return the class below that knows the update of ``optimizer``, or None."""
+    """Return what below knows the update of ``optimizer``, or None."""
     if keras.backend.backend() != "tensorflow" or private.in_xla():
         return None
     if distribute.share_variables(private.step_counter(optimizer).value):
@@ -137,7 +149,10 @@ def _formula_of(optimizer):
     for cls, formula in known.items():
         if private.updates_as(optimizer, cls):
             return formula
-    return None
+    if distribute.has_strategy():
+        return None  # Keras updates in another context, which has no scale
+    elementwise = any(private.updates_as(optimizer, cls) for cls in ELEMENTWISE)
+    return _update_elementwise if elementwise else None
 
 
 def _clips(optimizer):
@@ -198,6 +213,29 @@ def _update_rows(update_step, gradient, variable, learning_rate):
 
     rate = tf.convert_to_tensor(learning_rate)
     update(*_padded(gradient.values, gradient.indices), rate)
+
+
+def _as_keras_does(keras_update, gradients, variables, learning_rate):
+    keras_update(gradients, variables, learning_rate)
+
+
+def _update_elementwise(scale, update_step, gradient, variable, learning_rate):
+    """Call Keras's ``update_step``, compiled by itself for a large variable."""
+    import tensorflow as tf
+
+    large = math.prod(variable.shape) >= LARGE and "CPU" in variable.device
+    if numerics.is_sparse(gradient) or tf.executing_eagerly() or not large:
+        gradient = numerics.unscale(gradient, scale)
+        return _update_rows(update_step, gradient, variable, learning_rate)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def update(gradient, inverse, learning_rate):
+        gradient = numerics.rescale(ops.cast(gradient, variable.dtype), inverse)
+        update_step(gradient, variable, learning_rate)
+
+    inverse = ops.convert_to_tensor(1.0) if scale is None else numerics.inverse(scale)
+    rate = tf.convert_to_tensor(learning_rate)
+    update(private.before_cast(gradient), inverse, rate)
 
 
 def _padded(values, indices):
