@@ -111,19 +111,15 @@ def updates(optimizer, scale, variables, finite=None):
     divides = all(formulas.values()) and not any(map(_clips, [optimizer, *parts]))
     with contextlib.ExitStack() as stack:
         for part, formula in formulas.items():
-            update_one = _update_rows
-            if formula is _update_elementwise:
-                update = _as_keras_does
-                update_one = functools.partial(formula, scale if divides else None)
+            update, update_one = _update_as_keras_does, _update_one
+            own_scale = scale if divides else None
+            if formula is _elementwise:
+                update_one = functools.partial(_elementwise, own_scale)
             elif formula:
                 formula = functools.partial(formula, part)
-                update = functools.partial(
-                    _update, formula, finite, scale if divides else None
-                )
+                update = functools.partial(_update, formula, finite, own_scale)
             elif finite is not None:
                 update = functools.partial(_update_masked, finite)
-            else:
-                continue
             stack.enter_context(private.updating_by(part, update, update_one))
         yield divides
     if finite is not None:
@@ -152,12 +148,16 @@ def _formula_of(optimizer):
     if distribute.has_strategy():
         return None  # Keras updates in another context, which has no scale
     elementwise = any(private.updates_as(optimizer, cls) for cls in ELEMENTWISE)
-    return _update_elementwise if elementwise else None
+    return _elementwise if elementwise else None
 
 
 def _clips(optimizer):
     limits = (optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue)
     return any(limit is not None for limit in limits)
+
+
+def _update_as_keras_does(keras_update, gradients, variables, learning_rate):
+    keras_update(gradients, variables, learning_rate)
 
 
 def _update_masked(finite, keras_update, gradients, variables, learning_rate):
@@ -196,15 +196,64 @@ def _update(formula, finite, scale, keras_update, gradients, variables, learning
         formula(finite, ops.cast(learning_rate, "float32"), inverse)(*ours)
 
 
-def _update_rows(update_step, gradient, variable, learning_rate):
-    """Call Keras's ``update_step``, compiled by itself for rows of a large variable."""
+def _update_one(update_step, gradient, variable, learning_rate):
+    """Call Keras's ``update_step`` as is best for this one variable."""
+    if not _is_apart():
+        update_step(gradient, variable, learning_rate)
+    elif not numerics.is_sparse(gradient):
+        _update_dense(update_step, None, gradient, variable, learning_rate)
+    elif math.prod(variable.shape) >= LARGE:
+        _update_rows(update_step, gradient, variable, learning_rate)
+    else:
+        update_step(gradient, variable, learning_rate)
+
+
+def _elementwise(scale, update_step, gradient, variable, learning_rate):
+    """Do so for an optimizer that looks at one number at a time, dividing first."""
+    large = math.prod(variable.shape) >= LARGE and "CPU" in variable.device
+    if large and _is_apart() and not numerics.is_sparse(gradient):
+        _update_dense(update_step, scale, gradient, variable, learning_rate, True)
+    else:
+        gradient = numerics.unscale(gradient, scale)
+        _update_one(update_step, gradient, variable, learning_rate)
+
+
+def _is_apart():
+    """Return whether a function here is traced once, and compiled by itself."""
     import tensorflow as tf
 
-    # In eager execution it would be compiled anew in every step.
-    apart = not (tf.executing_eagerly() or private.in_xla())
-    large = math.prod(variable.shape) >= LARGE
-    if not (apart and large and numerics.is_sparse(gradient)):
+    return not (tf.executing_eagerly() or private.in_xla())
+
+
+def _update_dense(
+    update_step, scale, gradient, variable, learning_rate, jit_compile=None
+):
+    """Call Keras's ``update_step`` in a function of its own, which gets simplified.
+
+    TensorFlow simplifies nothing in a branch that is one node (`private.cond`), where a
+    square that is written as a power takes ten times as long as a square. Compiled, all
+    of it is one pass.
+    """
+    import tensorflow as tf
+
+    if not jit_compile and math.prod(variable.shape) <= _SMALL:
         return update_step(gradient, variable, learning_rate)
+
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def update(gradient, inverse, learning_rate):
+        gradient = ops.cast(gradient, dtype)
+        if scale is not None:
+            gradient = numerics.rescale(gradient, inverse)
+        update_step(gradient, variable, learning_rate)
+
+    dtype, narrow = gradient.dtype, private.before_cast(gradient)
+    inverse = None if scale is None else numerics.inverse(scale)
+    update(narrow, inverse, tf.convert_to_tensor(learning_rate))
+
+
+def _update_rows(update_step, gradient, variable, learning_rate):
+    """Call Keras's ``update_step``, compiled by itself, for rows of a variable."""
+    import tensorflow as tf
 
     @tf.function(jit_compile=True, autograph=False)
     def update(values, indices, learning_rate):
@@ -213,29 +262,6 @@ def _update_rows(update_step, gradient, variable, learning_rate):
 
     rate = tf.convert_to_tensor(learning_rate)
     update(*_padded(gradient.values, gradient.indices), rate)
-
-
-def _as_keras_does(keras_update, gradients, variables, learning_rate):
-    keras_update(gradients, variables, learning_rate)
-
-
-def _update_elementwise(scale, update_step, gradient, variable, learning_rate):
-    """Call Keras's ``update_step``, compiled by itself for a large variable."""
-    import tensorflow as tf
-
-    large = math.prod(variable.shape) >= LARGE and "CPU" in variable.device
-    if numerics.is_sparse(gradient) or tf.executing_eagerly() or not large:
-        gradient = numerics.unscale(gradient, scale)
-        return _update_rows(update_step, gradient, variable, learning_rate)
-
-    @tf.function(jit_compile=True, autograph=False)
-    def update(gradient, inverse, learning_rate):
-        gradient = numerics.rescale(ops.cast(gradient, variable.dtype), inverse)
-        update_step(gradient, variable, learning_rate)
-
-    inverse = ops.convert_to_tensor(1.0) if scale is None else numerics.inverse(scale)
-    rate = tf.convert_to_tensor(learning_rate)
-    update(private.before_cast(gradient), inverse, rate)
 
 
 def _padded(values, indices):
