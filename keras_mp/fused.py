@@ -120,6 +120,8 @@ def updates(optimizer, scale, variables, finite=None):
                 update = functools.partial(_update, formula, finite, own_scale)
             elif finite is not None:
                 update = functools.partial(_update_masked, finite)
+            elif not _is_apart():
+                continue
             stack.enter_context(private.updating_by(part, update, update_one))
         yield divides
     if finite is not None:
@@ -220,6 +222,8 @@ def _elementwise(scale, update_step, gradient, variable, learning_rate):
 
 def _is_apart():
     """Return whether a function here is traced once, and compiled by itself."""
+    if keras.backend.backend() != "tensorflow":
+        return False
     import tensorflow as tf
 
     return not (tf.executing_eagerly() or private.in_xla())
