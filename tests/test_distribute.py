@@ -18,6 +18,8 @@ CLIPPINGS = ["none", "clipnorm", "global_clipnorm", "clipvalue"]
 # Muon of Keras 3.12 fails under a strategy without loss scaling too: its update asks
 # TensorFlow's variables for a path.
 BROKEN_IN_KERAS = {"Muon"} if keras.__version__.startswith("3.12.") else set()
+# Keras's update of one number at a time, and by norms; and one that is ours.
+LARGE_WITH = {"Adam", "Lamb", "RMSprop"}
 
 
 def run_case(case, replicas):
@@ -51,6 +53,15 @@ def test_two_replicas_train_as_one(trained, name, clipping):
 def test_clipping_changed_what_was_trained(trained, name):
     ends = [trained[2][f"{name} {clipping}"] for clipping in CLIPPINGS]
     assert len({tuple(end) for end in ends}) == len(CLIPPINGS)
+
+
+def test_large_variables_train_as_on_one_replica():
+    one, two = (run_case("large", replicas) for replicas in (1, 2))
+    assert one.keys() == two.keys() == LARGE_WITH
+    for name in LARGE_WITH:
+        # As above; of 101 x 100 numbers, from which the first row is looked at.
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-6)
+    assert len({tuple(end) for end in one.values()}) == len(LARGE_WITH)
 
 
 @pytest.fixture(scope="module")
@@ -225,18 +236,27 @@ def case_optimizers(replicas):
     }
 
 
-def _train_with(strategy, replicas, name, clipping):
+def case_large(replicas):
+    """Train a variable that is updated in a function of its own."""
+    strategy = mirrored(replicas)
+    return {
+        name: _train_with(strategy, replicas, name, "none", (101, 100))[:100]
+        for name in LARGE_WITH
+    }
+
+
+def _train_with(strategy, replicas, name, clipping, shape=(4, 3)):
     import tensorflow as tf
 
     import keras_mp
 
     random = np.random.default_rng(0)
-    x = random.normal(size=(6, 8, 4)).astype("float32")
-    y = random.normal(size=(6, 8, 3)).astype("float32")
+    x = random.normal(size=(6, 8, shape[0])).astype("float32")
+    y = random.normal(size=(6, 8, shape[1])).astype("float32")
     with strategy.scope():
         weights = [
-            keras.Variable(random.normal(size=shape), dtype="float32", name=name)
-            for name, shape in (("kernel", (4, 3)), ("bias", (3,)))
+            keras.Variable(random.normal(size=size), dtype="float32", name=name)
+            for name, size in (("kernel", shape), ("bias", shape[1:]))
         ]
         inner = _inner(name, {} if clipping == "none" else {clipping: 0.01})
         optimizer = keras_mp.LossScaleOptimizer(inner, initial_scale=8.0)
