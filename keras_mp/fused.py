@@ -1,4 +1,4 @@
-"""Updates that walk through memory once, for SGD, Adam and what derives from them.
+"""Updates that walk through memory once, of SGD, Adam and others.
 
 Keras writes an update as a row of operations. Outside XLA each of them reads and writes
 as much memory as the variable holds, and a model of many small variables spends its
@@ -111,18 +111,9 @@ def updates(optimizer, scale, variables, finite=None):
     divides = all(formulas.values()) and not any(map(_clips, [optimizer, *parts]))
     with contextlib.ExitStack() as stack:
         for part, formula in formulas.items():
-            update, update_one = _update_as_keras_does, _update_one
-            own_scale = scale if divides else None
-            if formula is _elementwise:
-                update_one = functools.partial(_elementwise, own_scale)
-            elif formula:
-                formula = functools.partial(formula, part)
-                update = functools.partial(_update, formula, finite, own_scale)
-            elif finite is not None:
-                update = functools.partial(_update_masked, finite)
-            elif not _is_apart():
-                continue
-            stack.enter_context(private.updating_by(part, update, update_one))
+            hooks = _hooks(part, formula, finite, scale if divides else None)
+            if hooks is not None:
+                stack.enter_context(private.updating_by(part, *hooks))
         yield divides
     if finite is not None:
         counter = private.step_counter(optimizer)
@@ -151,6 +142,18 @@ def _formula_of(optimizer):
         return None  # Keras updates in another context, which has no scale
     elementwise = any(private.updates_as(optimizer, cls) for cls in ELEMENTWISE)
     return _elementwise if elementwise else None
+
+
+def _hooks(part, formula, finite, scale):
+    """Return what is to update all variables of ``part`` and one, or None for Keras."""
+    if formula is _elementwise:
+        return _update_as_keras_does, functools.partial(_elementwise, scale)
+    if formula:
+        formula = functools.partial(formula, part)
+        return functools.partial(_update, formula, finite, scale), _update_one
+    if finite is not None:
+        return functools.partial(_update_masked, finite), _update_one
+    return (_update_as_keras_does, _update_one) if _is_apart() else None
 
 
 def _clips(optimizer):
