@@ -77,7 +77,8 @@ def _watched(fit, extremes):
         if "callbacks" not in signature.parameters:
             return fit(*args, **kwargs)
         call = signature.bind(*args, **kwargs)
-        callback, given = _Warn(extremes), call.arguments.get("callbacks")
+        callback = _Warn(extremes, watched.__code__)
+        given = call.arguments.get("callbacks")
         if not isinstance(given, keras.callbacks.CallbackList):
             call.arguments["callbacks"] = [*keras.tree.flatten(given or ()), callback]
             return fit(*call.args, **call.kwargs)
@@ -95,9 +96,10 @@ def _watched(fit, extremes):
 class _Warn(keras.callbacks.Callback):
     """Warn of what ``extremes`` holds, each input once."""
 
-    def __init__(self, extremes):
+    def __init__(self, extremes, fit):
         super().__init__()
         self._extremes = extremes
+        self._fit = fit  # the code, of which the caller gets the warning
         self._warned = set()
 
     def on_train_begin(self, logs=None):
@@ -120,7 +122,14 @@ class _Warn(keras.callbacks.Callback):
         for name, message in self._extremes.faults():
             if name not in self._warned:
                 self._warned.add(name)
-                warnings.warn(message, stacklevel=2)
+                warnings.warn(message, stacklevel=self._level())
+
+    def _level(self):
+        """Return the ``stacklevel`` of who called ``fit``, for a warning of `_warn`."""
+        frame, level = inspect.currentframe().f_back, 2
+        while frame is not None and frame.f_code is not self._fit:
+            frame, level = frame.f_back, level + 1
+        return level
 
 
 class _Extremes:

@@ -70,7 +70,9 @@ def fit(model, *data, **kwargs):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(*data, verbose=0, **kwargs)
-    return [text for each in caught if "Input '" in (text := str(each.message))]
+    found = [each for each in caught if "Input '" in str(each.message)]
+    assert {each.filename for each in found} <= {__file__}  # the line of model.fit
+    return [str(each.message) for each in found]
 
 
 def warned(model, x, policy="mixed_float16"):
