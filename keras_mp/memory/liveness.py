@@ -170,7 +170,8 @@ class _Walk:
         results = walk.run() if holds else None
         for value in inputs:
             self.heap.drop(value)
-        for tensor, value in zip(op.outputs, results or walk.run(), strict=True):
+        results = walk.run() if results is None else results
+        for tensor, value in zip(op.outputs, results, strict=True):
             self._keep(tensor, value)
 
     def _execute(self, op, inputs):
