@@ -146,14 +146,13 @@ def _formula_of(optimizer):
 
 def _hooks(part, formula, finite, scale):
     """Return what is to update all variables of ``part`` and one, or None for Keras."""
+    update = functools.partial(_update_masked, finite)
     if formula is _elementwise:
-        return _update_as_keras_does, functools.partial(_elementwise, scale)
+        return update, functools.partial(_elementwise, scale)
     if formula:
         formula = functools.partial(formula, part)
         return functools.partial(_update, formula, finite, scale), _update_one
-    if finite is not None:
-        return functools.partial(_update_masked, finite), _update_one
-    return (_update_as_keras_does, _update_one) if _is_apart() else None
+    return (update, _update_one) if finite is not None or _is_apart() else None
 
 
 def _clips(optimizer):
@@ -161,13 +160,8 @@ def _clips(optimizer):
     return any(limit is not None for limit in limits)
 
 
-def _update_as_keras_does(keras_update, gradients, variables, learning_rate):
-    keras_update(gradients, variables, learning_rate)
-
-
 def _update_masked(finite, keras_update, gradients, variables, learning_rate):
-    """Update by gradients that are zero if ``finite`` is false."""
-
+    """Update by gradients that are zero if ``finite`` is given and false."""
     gradients = [_masked(finite, gradient) for gradient in gradients]
     keras_update(gradients, variables, learning_rate)
 
@@ -203,12 +197,11 @@ def _update(formula, finite, scale, keras_update, gradients, variables, learning
 
 def _update_one(update_step, gradient, variable, learning_rate):
     """Call Keras's ``update_step`` as is best for this one variable."""
-    if not _is_apart():
-        update_step(gradient, variable, learning_rate)
-    elif not numerics.is_sparse(gradient):
-        _update_dense(update_step, None, gradient, variable, learning_rate)
-    elif math.prod(variable.shape) >= LARGE:
+    size, sparse = math.prod(variable.shape), numerics.is_sparse(gradient)
+    if _is_apart() and sparse and size >= LARGE:
         _update_rows(update_step, gradient, variable, learning_rate)
+    elif _is_apart() and not sparse and size > _SMALL:
+        _update_dense(None, None, update_step, gradient, variable, learning_rate)
     else:
         update_step(gradient, variable, learning_rate)
 
@@ -217,7 +210,7 @@ def _elementwise(scale, update_step, gradient, variable, learning_rate):
     """Do so for an optimizer that looks at one number at a time, dividing first."""
     large = math.prod(variable.shape) >= LARGE and "CPU" in variable.device
     if large and _is_apart() and not numerics.is_sparse(gradient):
-        _update_dense(update_step, scale, gradient, variable, learning_rate, True)
+        _update_dense(True, scale, update_step, gradient, variable, learning_rate)
     else:
         gradient = numerics.unscale(gradient, scale)
         _update_one(update_step, gradient, variable, learning_rate)
@@ -232,9 +225,7 @@ def _is_apart():
     return not (tf.executing_eagerly() or private.in_xla())
 
 
-def _update_dense(
-    update_step, scale, gradient, variable, learning_rate, jit_compile=None
-):
+def _update_dense(jit_compile, scale, update_step, gradient, variable, learning_rate):
     """Call Keras's ``update_step`` in a function of its own, which gets simplified.
 
     TensorFlow simplifies nothing in a branch that is one node (`private.cond`), where a
@@ -242,9 +233,6 @@ def _update_dense(
     of it is one pass.
     """
     import tensorflow as tf
-
-    if not jit_compile and math.prod(variable.shape) <= _SMALL:
-        return update_step(gradient, variable, learning_rate)
 
     @tf.function(jit_compile=jit_compile, autograph=False)
     def update(gradient, inverse, learning_rate):

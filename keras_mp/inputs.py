@@ -51,7 +51,8 @@ def watch(model: keras.Model) -> None:
     >>> "Input 'price'" in str(caught[0].message)
     True
     """
-    if not hasattr(model.fit, "_keras_mp_watches"):
+    has_callbacks = "callbacks" in inspect.signature(model.fit).parameters
+    if has_callbacks and not hasattr(model.fit, "_keras_mp_watches"):
         extremes = _Extremes(model)
         model.train_step = _noting(model.train_step, extremes)
         model.fit = _watched(model.fit, extremes)
@@ -74,8 +75,6 @@ def _watched(fit, extremes):
 
     @functools.wraps(fit)
     def watched(*args, **kwargs):
-        if "callbacks" not in signature.parameters:
-            return fit(*args, **kwargs)
         call = signature.bind(*args, **kwargs)
         callback = _Warn(extremes, watched.__code__)
         given = call.arguments.get("callbacks")
