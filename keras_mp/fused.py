@@ -38,9 +38,6 @@ ELEMENTWISE = tuple(
     for name in ("Adadelta", "Adagrad", "Adamax", "Ftrl", "Lion", "Nadam", "RMSprop")
 )
 
-#: From so many numbers on, copying a variable takes longer than XLA takes for its rows.
-LARGE = 2**20
-
 #: Stacks of so many small gradients are quicker than a branch that takes them in.
 MANY = 100
 
@@ -198,7 +195,7 @@ def _update(formula, finite, scale, keras_update, gradients, variables, learning
 def _update_one(update_step, gradient, variable, learning_rate):
     """Call Keras's ``update_step`` as is best for this one variable."""
     size, sparse = math.prod(variable.shape), numerics.is_sparse(gradient)
-    if _is_apart() and sparse and size >= LARGE:
+    if _is_apart() and sparse and size >= numerics.LARGE:
         _update_rows(update_step, gradient, variable, learning_rate)
     elif _is_apart() and not sparse and size > _SMALL:
         _update_dense(None, None, update_step, gradient, variable, learning_rate)
@@ -208,7 +205,7 @@ def _update_one(update_step, gradient, variable, learning_rate):
 
 def _elementwise(scale, update_step, gradient, variable, learning_rate):
     """Do so for an optimizer that looks at one number at a time, dividing first."""
-    large = math.prod(variable.shape) >= LARGE and "CPU" in variable.device
+    large = math.prod(variable.shape) >= numerics.LARGE and "CPU" in variable.device
     if large and _is_apart() and not numerics.is_sparse(gradient):
         _update_dense(True, scale, update_step, gradient, variable, learning_rate)
     else:

@@ -105,6 +105,9 @@ def _stack(parts):
     return ops.stack(list(map(private.before_cast, parts)))
 
 
+#: So many numbers are worth an operation that is slow to start but moves less memory.
+LARGE = 2**20
+
 #: So many small tensors of one shape, at least, are worth a stack.
 STACKED = 4
 
@@ -116,15 +119,16 @@ _STACK = 2**13 - 1
 def narrow(part):
     """Return what ``part`` was cast from if that is quicker to read, else ``part``.
 
-    It is if it holds many numbers in bfloat16. For float16 CPUs have no quick
-    operations, and for few numbers starting such an operation takes longer than a cast.
+    It is if it holds so many numbers in bfloat16 that reading them takes longer than
+    starting what can: a product, or what XLA has compiled. For float16 CPUs have no
+    quick operations.
     """
     source = private.before_cast(part)
     return source if _is_narrow(source) else part
 
 
 def _is_narrow(part):
-    return _dtype(part) == "bfloat16" and not _is_small(part, 2**16)
+    return _dtype(part) == "bfloat16" and not _is_small(part, LARGE - 1)
 
 
 def _is_small(part, limit):

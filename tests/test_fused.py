@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import keras_mp
-from keras_mp import fused
+from keras_mp import fused, numerics
 
 SGD, Adam = keras.optimizers.SGD, keras.optimizers.Adam
 
@@ -123,8 +123,19 @@ def test_a_large_variable_has_one_kernel_and_no_other_pass(inner, kernel):
     assert kernel not in operations(optimizer, [tf.ones(shape)], jit_compile=True)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_large_narrow_gradient_is_cast_where_it_is_read(dtype):
+@pytest.mark.parametrize(
+    # float16 is judged as float32, and so has been cast already.
+    "dtype, large, compiled",
+    [
+        ("float16", 90_000, False),
+        ("bfloat16", 90_000, True),
+        ("bfloat16", 90_001, False),
+    ],
+)
+def test_a_large_narrow_gradient_is_cast_where_it_is_read(
+    dtype, large, compiled, monkeypatch
+):
+    monkeypatch.setattr(numerics, "LARGE", large)
     shape = (300, 300)
     optimizer, (weight,) = built(SGD(0.1), [shape])
     before = weight.numpy()
@@ -138,9 +149,7 @@ def test_a_large_narrow_gradient_is_cast_where_it_is_read(dtype):
     np.testing.assert_allclose(weight.numpy(), before - 0.1, atol=1e-7)
     library = step.get_concrete_function(narrow).graph.as_graph_def().library
     kinds = [node.op for f in library.function for node in f.node_def]
-    # float16 is judged as float32, and so has been cast already.
-    compiled = any("_XlaMustCompile" in function.attr for function in library.function)
-    assert compiled == (dtype == "bfloat16")
+    assert compiled == any("_XlaMustCompile" in f.attr for f in library.function)
     assert ("ResourceApplyGradientDescent" in kinds) != compiled
     step(narrow * np.inf)
     assert optimizer.stats()["skipped"] == 1
@@ -197,7 +206,7 @@ ELEMENTWISE["clipped one"] = lambda: keras.optimizers.Lion(0.1, clipnorm=0.5)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_compiled_updates_are_those_of_keras(name, dtype, monkeypatch):
-    monkeypatch.setattr(fused, "LARGE", 36)
+    monkeypatch.setattr(numerics, "LARGE", 36)
     ours = train(ELEMENTWISE[name], "graph", dtype)
     bare = train(ELEMENTWISE[name], "eager", dtype, scale=None)
     # Four updates of about 0.1, or of 1 divided by its own size, in another order of
@@ -210,7 +219,7 @@ def test_compiled_updates_are_those_of_keras(name, dtype, monkeypatch):
 @pytest.mark.parametrize("shape", [(300, 300), (3, 300)])
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_updates_of_large_variables_only_are_compiled(name, shape, monkeypatch):
-    monkeypatch.setattr(fused, "LARGE", 90_000)
+    monkeypatch.setattr(numerics, "LARGE", 90_000)
     optimizer, _ = built(ELEMENTWISE[name](), [shape])
     step = tf.function(lambda gradient: optimizer.apply([gradient]))
     graph = step.get_concrete_function(tf.ones(shape)).graph.as_graph_def()
@@ -227,7 +236,7 @@ def test_keras_operations_on_a_large_variable_are_a_function(shape, calls):
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_a_bad_step_compiles_to_no_change(name, monkeypatch):
-    monkeypatch.setattr(fused, "LARGE", 36)
+    monkeypatch.setattr(numerics, "LARGE", 36)
     optimizer, weights = built(ELEMENTWISE[name](), SHAPES)
     step = tf.function(lambda *grads: optimizer.apply(grads))
     step(*map(tf.constant, gradients(0)))
@@ -240,11 +249,11 @@ def test_a_bad_step_compiles_to_no_change(name, monkeypatch):
         np.testing.assert_array_equal(variable.numpy(), value)
 
 
-@pytest.mark.parametrize("large", [1, fused.LARGE], ids=["compiled", "Keras's own"])
+@pytest.mark.parametrize("large", [1, numerics.LARGE], ids=["compiled", "Keras's own"])
 @pytest.mark.parametrize("rows", [None, 6], ids=["any number of rows", "6 rows"])
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "amsgrad", "clipped"])
 def test_sparse_gradients_are_those_of_keras(name, rows, large, monkeypatch):
-    monkeypatch.setattr(fused, "LARGE", large)
+    monkeypatch.setattr(numerics, "LARGE", large)
     values = np.random.default_rng(1).normal(size=(6, 4)).astype("float32")
     indices = np.array([7, 0, 3, 3, 1, 7], "int32")
     tables = []
@@ -278,7 +287,7 @@ def test_sparse_gradients_are_those_of_keras(name, rows, large, monkeypatch):
 
 
 def test_sparse_gradients_do_not_make_later_reads_copy(monkeypatch):
-    monkeypatch.setattr(fused, "LARGE", 36)
+    monkeypatch.setattr(numerics, "LARGE", 36)
     optimizer, _ = built(SGD(0.1), [(9, 4)])
 
     def rows(values):
