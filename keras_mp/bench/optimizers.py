@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import gc
+import itertools
 import statistics
 from collections.abc import Callable
 
@@ -53,8 +54,8 @@ def measure(
     """Time every cell of the models; show a line for each.
 
     Returns:
-        For each cell a dict of its fields and ``seconds``: for each candidate, a list
-        with the seconds per step of each round, of `INSTANCES` times ``rounds``.
+        For each cell a dict of its fields and ``seconds``: for each candidate and
+        instance, a list with the seconds per step of each round.
     """
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells(models):
@@ -67,30 +68,26 @@ def measure(
     return results
 
 
-def ratio(result: dict, above: str, below: str) -> float | None:
-    """The median ratio of two candidates' times in a round."""
-    return _of_pair(timing.median_ratio, result, above, below)
-
-
-def _of_pair(function, result, above, below):
+def ratio(result: dict, above: str, below: str) -> tuple[float, float]:
+    """The ratio of two candidates' times in a round, and its standard error."""
     seconds = result["seconds"]
-    if above not in seconds or below not in seconds:
-        return None
-    return function(seconds[above], seconds[below])
+    return timing.ratio_over_instances(seconds[above], seconds[below])
 
 
 def milliseconds(result: dict, candidate: str) -> float | None:
-    """The candidate's median time of a step."""
-    seconds = result["seconds"].get(candidate)
-    return seconds and statistics.median(seconds) * 1000
+    """The candidate's median time of a step; None if it did not take part."""
+    instances = result["seconds"].get(candidate)
+    return instances and statistics.median(itertools.chain(*instances)) * 1000
 
 
 def line(result: dict) -> str:
     """One result as text."""
     return (
         f"  {title(result):60} {milliseconds(result, 'bare'):8.2f} ms bare; "
-        f"keras_mp x{ratio(result, 'keras_mp', 'bare'):.2f}, "
-        f"Keras x{ratio(result, 'keras', 'bare'):.2f}"
+        f"keras_mp {_with_error(result, 'keras_mp', 'bare')}, "
+        f"Keras {_with_error(result, 'keras', 'bare')}, "
+        f"keras_mp / Keras {_with_error(result, 'keras_mp', 'keras')}; "
+        f"{len(result['seconds']['bare'])} instances"
     )
 
 
@@ -135,55 +132,70 @@ def summary(results: list[dict]) -> str:
 
 
 def _with_error(result, above, below):
-    error = _of_pair(timing.standard_error, result, above, below)
-    return f"{number(ratio(result, above, below))} ± {number(error)}"
+    mean, error = ratio(result, above, below)
+    return f"{mean:.3f} ± {error:.3f}"
 
 
 def _spread(results, below):
     ratios = [ratio(result, "keras_mp", below) for result in results]
+    means = [mean for mean, _ in ratios]
+    above = sum(mean - 2 * error > 1 for mean, error in ratios)
     return (
-        f"median {statistics.median(ratios):.2f}, best {min(ratios):.2f}, "
-        f"worst {max(ratios):.2f}, above 1 by more than two standard errors in "
-        f"{sum(_is_above(result, below) for result in results)}"
+        f"median {statistics.median(means):.3f}, best {min(means):.3f}, worst "
+        f"{max(means):.3f}, above 1 by more than two standard errors in {above}"
     )
 
 
-def _is_above(result, below):
-    error = _of_pair(timing.standard_error, result, "keras_mp", below)
-    return ratio(result, "keras_mp", below) - 2 * error > 1
+#: The least and the most instances of a model that are timed. One and the same program
+#: differs by 1 % or 2 % from instance to instance, by where in memory things happen to
+#: lie; under XLA by up to 10 %, from one compilation to the next.
+INSTANCES = (6, 24)
+
+#: No more are timed once the standard error of both ratios is this small.
+PRECISE = 0.004
 
 
-def _time_all(group: list[Cell], policy: str, rounds: int) -> list[dict]:
+def _time_all(
+    group: list[Cell], policy: str, rounds: int, instances: tuple[int, int] = INSTANCES
+) -> list[dict]:
     """Time cells of one model and number of replicas."""
     strategy = mirrored(group[0].replicas)
-    return [_time(cell, policy, rounds, strategy) for cell in group]
+    return [_time(cell, policy, rounds, instances, strategy) for cell in group]
 
 
-#: XLA's steps differ by up to 10 % between two compilations of one program, and other
-#: steps a little, by where in memory things happen to lie.
-INSTANCES = 3
-
-
-def _time(cell, policy, rounds, strategy):
-    seconds = collections.defaultdict(list)
-    for _ in range(INSTANCES):
-        candidates = _candidates(cell, policy, strategy)
+def _time(cell, policy, rounds, instances, strategy):
+    least, most = instances
+    result = dataclasses.asdict(cell) | {"seconds": collections.defaultdict(list)}
+    for place in range(most):
+        candidates = _candidates(cell, policy, strategy, place)
         for name, each in timing.paired_rounds(candidates, rounds).items():
-            seconds[name] += each
+            result["seconds"][name].append(each)
         del candidates
         keras.backend.clear_session()
         gc.collect()
-    return dataclasses.asdict(cell) | {"seconds": dict(seconds)}
+        if place + 1 >= least and _is_precise(result):
+            break
+    return result | {"seconds": dict(result["seconds"])}
 
 
-def _candidates(cell: Cell, policy: str, strategy) -> dict[str, Callable[[], None]]:
-    """The functions to time: Keras's and ours, and other libraries' if installed."""
+def _is_precise(result):
+    errors = [ratio(result, "keras_mp", below)[1] for below in ("bare", "keras")]
+    return max(errors) <= PRECISE
+
+
+def _candidates(cell: Cell, policy: str, strategy, place: int):
+    """The functions to time: Keras's and ours, and other libraries' if installed.
+
+    Who is made first may find better memory: in each ``place``, it is the next one.
+    """
     workload = WORKLOADS[cell.model]
+    names = list(steps.COMPILE)
+    first = place % len(names)
     candidates = {
         name: steps.keras_step(
             workload, name, cell.optimizer, policy, cell.jit_compile, strategy
         )
-        for name in steps.COMPILE
+        for name in names[first:] + names[:first]
     }
     one_device = strategy is None
     if one_device and not cell.jit_compile and torch_peer.is_available():

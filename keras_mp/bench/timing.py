@@ -56,6 +56,25 @@ def standard_error(numerator: list[float], denominator: list[float]) -> float:
     return (high - low) / 2
 
 
+def ratio_over_instances(
+    numerator: list[list[float]], denominator: list[list[float]]
+) -> tuple[float, float]:
+    """The mean of the instances' median ratios, and its standard error.
+
+    Args:
+        numerator: For each instance, seconds by round.
+        denominator: As ``numerator``, of the same instances and rounds.
+
+    Returns:
+        The mean, and its standard error over the instances; infinite for one instance.
+    """
+    medians = list(map(median_ratio, numerator, denominator))
+    if len(medians) == 1:
+        return medians[0], math.inf
+    error = statistics.stdev(medians) / math.sqrt(len(medians))
+    return statistics.mean(medians), error
+
+
 def _ratios(numerator, denominator):
     return [a / b for a, b in zip(numerator, denominator, strict=True)]
 

@@ -13,20 +13,24 @@ def result(cell, **seconds):
 WIDE = Cell("wide", "SGD", False, 1)
 RESULTS = [
     result(
-        WIDE, bare=[0.2] * 3, keras=[0.25] * 3, keras_mp=[0.1, 0.15, 0.2], torch=[0.3]
+        WIDE,
+        bare=[[0.2] * 3] * 2,
+        keras=[[0.25] * 3] * 2,
+        keras_mp=[[0.1, 0.16, 0.2], [0.1, 0.14, 0.2]],
+        torch=[[0.3], [0.3]],
     ),
     result(
         Cell("small", "Adam", True, 1),
-        bare=[0.01] * 2,
-        keras=[0.02] * 2,
-        keras_mp=[0.011] * 2,
-        jax=[0.5],
+        bare=[[0.01] * 2] * 2,
+        keras=[[0.02] * 2] * 2,
+        keras_mp=[[0.011] * 2] * 2,
+        jax=[[0.5], [0.5]],
     ),
     result(
         Cell("small", "Adam", False, 2),
-        bare=[0.01],
-        keras=[0.02],
-        keras_mp=[0.009],
+        bare=[[0.01]],
+        keras=[[0.02]],
+        keras_mp=[[0.009]],
     ),
 ]
 
@@ -40,38 +44,77 @@ def test_cells_are_every_model_optimizer_and_place():
     assert {cell.replicas for cell in cells if not cell.jit_compile} == {1, 2}
 
 
-def test_ratio_is_the_median_over_rounds():
-    assert optimizers.ratio(RESULTS[0], "keras_mp", "bare") == pytest.approx(0.75)
-    assert optimizers.ratio(RESULTS[0], "keras_mp", "jax") is None
-
-
 def test_table_has_a_line_a_cell_and_a_summary():
     lines = optimizers.table(RESULTS).splitlines()
     assert lines[2] == (
-        "| 4 Dense of width 2048, SGD, 1 device | 200.0 | 0.75 ± 0.25 "
-        "| 1.25 ± 0.00 | 0.60 ± 0.20 | 300.0 | – |"
+        "| 4 Dense of width 2048, SGD, 1 device | 200.0 | 0.750 ± 0.050 "
+        "| 1.250 ± 0.000 | 0.600 ± 0.040 | 300.0 | – |"
     )
     assert lines[3] == (
-        "| 150 Dense of width 32, Adam, 1 device, XLA | 10.0 | 1.10 ± 0.00 "
-        "| 2.00 ± 0.00 | 0.55 ± 0.00 | – | 500.0 |"
+        "| 150 Dense of width 32, Adam, 1 device, XLA | 10.0 | 1.100 ± 0.000 "
+        "| 2.000 ± 0.000 | 0.550 ± 0.000 | – | 500.0 |"
     )
     assert lines[4].startswith(
-        "| 150 Dense of width 32, Adam, 2 replicas | 10.0 | 0.90"
+        "| 150 Dense of width 32, Adam, 2 replicas | 10.0 | 0.900 ± inf |"
     )
     assert lines[-1] == (
-        "3 cells. keras_mp over bare: median 0.90, best 0.75, worst 1.10, above 1 by "
-        "more than two standard errors in 1. keras_mp over Keras's: median 0.55, best "
-        "0.45, worst 0.60, above 1 by more than two standard errors in 0."
+        "3 cells. keras_mp over bare: median 0.900, best 0.750, worst 1.100, above 1 "
+        "by more than two standard errors in 1. keras_mp over Keras's: median 0.550, "
+        "best 0.450, worst 0.600, above 1 by more than two standard errors in 0."
     )
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Return how many instances are timed if the ratios in them are those given."""
+
+    def timed(ratios, instances=optimizers.INSTANCES):
+        made = []
+
+        def candidates(cell, policy, strategy, number):
+            made.append(number)
+
+        def paired_rounds(_, rounds):
+            above = [ratios[made[-1] % len(ratios)]] * rounds
+            return {"bare": [1.0] * rounds, "keras": [1.0] * rounds, "keras_mp": above}
+
+        monkeypatch.setattr(optimizers, "_candidates", candidates)
+        monkeypatch.setattr(optimizers.timing, "paired_rounds", paired_rounds)
+        result = optimizers._time(WIDE, "float32", 2, instances, None)
+        assert made == list(range(len(made)))
+        assert [len(each) for each in result["seconds"]["keras_mp"]] == [2] * len(made)
+        return len(made)
+
+    return timed
+
+
+def test_instances_are_timed_until_the_error_is_small(timed):
+    assert timed([1.0]) == 6
+    # The standard error of n that are a half 1 and a half 1.03: 0.015 / sqrt(n - 1).
+    assert timed([1.0, 1.03]) == 16
+    assert timed([1.0, 1.3]) == 24
+    assert timed([1.0], instances=(1, 1)) == 1
+
+
+def test_another_candidate_is_made_first_in_each_instance(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        optimizers.steps, "keras_step", lambda _, name, *rest: made.append(name)
+    )
+    monkeypatch.setattr(optimizers.torch_peer, "is_available", lambda: False)
+    for number in range(4):
+        candidates = optimizers._candidates(WIDE, "float32", None, number)
+        assert set(candidates) == {"bare", "keras", "keras_mp"}
+    assert made[::3] == ["bare", "keras", "keras_mp", "bare"]
+    assert all(len(set(made[i : i + 3])) == 3 for i in range(0, 12, 3))
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_a_cell_is_timed_in_a_process_of_its_own(replicas, monkeypatch):
     monkeypatch.setattr(processes, "DEADLINE", 180)
     cell = Cell("convolutional", "SGD", False, replicas)
-    (timed,) = processes.alone(optimizers._time_all, [cell], "float32", 1)
+    (timed,) = processes.alone(optimizers._time_all, [cell], "float32", 1, (2, 2))
     assert {"bare", "keras", "keras_mp"} <= set(timed["seconds"])
-    # One round of each instance.
-    assert all(len(each) == 3 for each in timed["seconds"].values())
-    assert all(min(each) > 0 for each in timed["seconds"].values())
+    for first, second in timed["seconds"].values():  # instances of one round
+        assert len(first) == len(second) == 1 and min(first + second) > 0
     assert optimizers.title(timed) == cell.title

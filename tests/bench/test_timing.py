@@ -1,6 +1,7 @@
 """Paired rounds: who is called when, and what the ratios are."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -80,3 +81,11 @@ def test_the_error_covers_the_true_median_in_two_of_three_cases():
         covered += abs(off) < timing.standard_error(drawn, [1.0] * 30)
     # Between ranks that are whole numbers lies a little more or less than 68 %.
     assert 600 < covered < 760
+
+
+def test_the_ratio_over_instances_is_the_mean_of_their_medians():
+    above = [[1.0, 2.0, 9.0], [4.0, 4.0, 4.0]]
+    below = [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    # Medians of 2 and 4: their standard deviation is sqrt(2), over sqrt(2) instances.
+    assert timing.ratio_over_instances(above, below) == pytest.approx((3.0, 1.0))
+    assert timing.ratio_over_instances(above[:1], below[:1]) == (2.0, math.inf)
