@@ -209,13 +209,13 @@ def restore_unless(clean, variables, values):
     import tensorflow as tf
 
     def merged(strategy, clean, values):
-        def restore():
-            for variable, value in zip(variables, values, strict=True):
-                strategy.extended.update(
-                    variable.value, lambda part, old: part.assign(old), args=(value,)
-                )
-
-        _restore(_one(clean), restore)
+        parts = map(strategy.experimental_local_results, [clean, *values])
+        copies = [copies_of(variable.value) for variable in variables]
+        for place, (own, *old) in enumerate(zip(*parts, strict=True)):
+            pairs = zip(copies, old, strict=True)
+            # Where replicas share one copy, the first restores it.
+            pairs = [(each[place], value) for each, value in pairs if place < len(each)]
+            _restore_on_its_device(own, pairs)
 
     tf.distribute.get_replica_context().merge_call(merged, args=(clean, values))
 
@@ -434,11 +434,21 @@ def _restore_here(clean, variables, values):
         else:
             branched.append((variable, value))
     if branched:
-        _restore(clean, lambda: assign_all(*zip(*branched, strict=True)))
+        _restore(clean, *zip(*branched, strict=True))
 
 
-def _restore(clean, restore):
-    _cond(clean, nothing, lambda: nothing(restore()))
+def _restore_on_its_device(clean, pairs):
+    """Branch on the device of one replica, in one node: as on one device."""
+    import tensorflow as tf
+
+    if pairs:
+        copy, _ = pairs[0]
+        with tf.device(copy.device):
+            _restore(clean, *zip(*pairs, strict=True))
+
+
+def _restore(clean, variables, values):
+    private.cond(clean, nothing, lambda: assign_all(variables, values))
 
 
 def assign_all(variables, values):
