@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import itertools
 import statistics
+import time
 from collections.abc import Callable
 
 import keras
@@ -146,36 +147,38 @@ def _spread(results, below):
     )
 
 
-#: The least and the most instances of a model that are timed. One and the same program
-#: differs by 1 % or 2 % from instance to instance, by where in memory things happen to
-#: lie; under XLA by up to 10 %, from one compilation to the next.
-INSTANCES = (6, 24)
+#: One and the same program differs by 1 % or 2 % from instance to instance, by where in
+#: memory things happen to lie; under XLA by up to 10 %, from one compilation to the
+#: next. So ever more instances of a model are timed until the standard error of both
+#: ratios is this small (of a few it may be small by chance), or for so many seconds.
+PRECISE, FEW, PATIENCE = 0.004, 6, 75.0
 
-#: No more are timed once the standard error of both ratios is this small.
-PRECISE = 0.004
+#: An error over the instances needs some, however long they take.
+LEAST = 3
 
 
 def _time_all(
-    group: list[Cell], policy: str, rounds: int, instances: tuple[int, int] = INSTANCES
+    group: list[Cell], policy: str, rounds: int, patience: float = PATIENCE
 ) -> list[dict]:
     """Time cells of one model and number of replicas."""
     strategy = mirrored(group[0].replicas)
-    return [_time(cell, policy, rounds, instances, strategy) for cell in group]
+    return [_time(cell, policy, rounds, patience, strategy) for cell in group]
 
 
-def _time(cell, policy, rounds, instances, strategy):
-    least, most = instances
+def _time(cell, policy, rounds, patience, strategy):
     result = dataclasses.asdict(cell) | {"seconds": collections.defaultdict(list)}
-    for place in range(most):
+    until = time.monotonic() + patience
+    for place in itertools.count():
         candidates = _candidates(cell, policy, strategy, place)
         for name, each in timing.paired_rounds(candidates, rounds).items():
             result["seconds"][name].append(each)
         del candidates
         keras.backend.clear_session()
         gc.collect()
-        if place + 1 >= least and _is_precise(result):
-            break
-    return result | {"seconds": dict(result["seconds"])}
+        done = place + 1
+        is_enough = done >= FEW and _is_precise(result)
+        if is_enough or (done >= LEAST and time.monotonic() > until):
+            return result | {"seconds": dict(result["seconds"])}
 
 
 def _is_precise(result):

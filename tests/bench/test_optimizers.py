@@ -68,7 +68,7 @@ def test_table_has_a_line_a_cell_and_a_summary():
 def timed(monkeypatch):
     """Return how many instances are timed if the ratios in them are those given."""
 
-    def timed(ratios, instances=optimizers.INSTANCES):
+    def timed(ratios, patience=60.0):
         made = []
 
         def candidates(cell, policy, strategy, number):
@@ -80,7 +80,8 @@ def timed(monkeypatch):
 
         monkeypatch.setattr(optimizers, "_candidates", candidates)
         monkeypatch.setattr(optimizers.timing, "paired_rounds", paired_rounds)
-        result = optimizers._time(WIDE, "float32", 2, instances, None)
+        monkeypatch.setattr(optimizers.time, "monotonic", lambda: len(made))
+        result = optimizers._time(WIDE, "float32", 2, patience, None)
         assert made == list(range(len(made)))
         assert [len(each) for each in result["seconds"]["keras_mp"]] == [2] * len(made)
         return len(made)
@@ -92,8 +93,9 @@ def test_instances_are_timed_until_the_error_is_small(timed):
     assert timed([1.0]) == 6
     # The standard error of n that are a half 1 and a half 1.03: 0.015 / sqrt(n - 1).
     assert timed([1.0, 1.03]) == 16
-    assert timed([1.0, 1.3]) == 24
-    assert timed([1.0], instances=(1, 1)) == 1
+    # Each one takes a second here.
+    assert timed([1.0, 1.3]) == 61
+    assert timed([1.0, 1.3], patience=0.0) == 3
 
 
 def test_another_candidate_is_made_first_in_each_instance(monkeypatch):
@@ -113,8 +115,9 @@ def test_another_candidate_is_made_first_in_each_instance(monkeypatch):
 def test_a_cell_is_timed_in_a_process_of_its_own(replicas, monkeypatch):
     monkeypatch.setattr(processes, "DEADLINE", 180)
     cell = Cell("convolutional", "SGD", False, replicas)
-    (timed,) = processes.alone(optimizers._time_all, [cell], "float32", 1, (2, 2))
+    (timed,) = processes.alone(optimizers._time_all, [cell], "float32", 1, 0.0)
     assert {"bare", "keras", "keras_mp"} <= set(timed["seconds"])
-    for first, second in timed["seconds"].values():  # instances of one round
-        assert len(first) == len(second) == 1 and min(first + second) > 0
+    for instances in timed["seconds"].values():
+        assert [len(rounds) for rounds in instances] == [1, 1, 1]
+        assert min(seconds for (seconds,) in instances) > 0
     assert optimizers.title(timed) == cell.title
