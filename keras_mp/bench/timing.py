@@ -43,36 +43,35 @@ def median_ratio(numerator: list[float], denominator: list[float]) -> float:
 
 
 def standard_error(numerator: list[float], denominator: list[float]) -> float:
-    """How far `median_ratio` may be off: it is so near in two of three cases.
-
-    From order statistics: of n ratios, whatever their distribution, those of rank
-    (n - sqrt(n)) / 2 and (n + sqrt(n)) / 2 have the true median between them in two
-    of three cases (the binomial distribution's standard deviation).
-    """
-    ratios = sorted(_ratios(numerator, denominator))
-    middle, reach = len(ratios) / 2, math.sqrt(len(ratios)) / 2
-    low = ratios[math.floor(middle - reach)]
-    high = ratios[math.ceil(middle + reach) - 1]
-    return (high - low) / 2
+    """How far `median_ratio` may be off: it is so near in two of three cases."""
+    return _error_of_median(_ratios(numerator, denominator))
 
 
 def ratio_over_instances(
     numerator: list[list[float]], denominator: list[list[float]]
 ) -> tuple[float, float]:
-    """The mean of the instances' median ratios, and its standard error.
+    """The median of the instances' median ratios, and how far it may be off.
 
     Args:
         numerator: For each instance, seconds by round.
         denominator: As ``numerator``, of the same instances and rounds.
-
-    Returns:
-        The mean, and its standard error over the instances; infinite for one instance.
     """
     medians = list(map(median_ratio, numerator, denominator))
-    if len(medians) == 1:
-        return medians[0], math.inf
-    error = statistics.stdev(medians) / math.sqrt(len(medians))
-    return statistics.mean(medians), error
+    return statistics.median(medians), _error_of_median(medians)
+
+
+def _error_of_median(values):
+    """The standard error of the median of ``values``, whatever their distribution.
+
+    From order statistics: of n values, those of rank (n - sqrt(n)) / 2 and
+    (n + sqrt(n)) / 2 have the true median between them in two of three cases (the
+    binomial distribution's standard deviation).
+    """
+    values = sorted(values)
+    middle, reach = len(values) / 2, math.sqrt(len(values)) / 2
+    low = values[math.floor(middle - reach)]
+    high = values[math.ceil(middle + reach) - 1]
+    return (high - low) / 2
 
 
 def _ratios(numerator, denominator):

@@ -1,7 +1,6 @@
 """Paired rounds: who is called when, and what the ratios are."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -83,9 +82,11 @@ def test_the_error_covers_the_true_median_in_two_of_three_cases():
     assert 600 < covered < 760
 
 
-def test_the_ratio_over_instances_is_the_mean_of_their_medians():
-    above = [[1.0, 2.0, 9.0], [4.0, 4.0, 4.0]]
-    below = [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
-    # Medians of 2 and 4: their standard deviation is sqrt(2), over sqrt(2) instances.
-    assert timing.ratio_over_instances(above, below) == pytest.approx((3.0, 1.0))
-    assert timing.ratio_over_instances(above[:1], below[:1]) == (2.0, math.inf)
+def test_the_ratio_over_instances_is_the_median_of_their_medians():
+    ratios = [1.0 + place / 100 for place in range(16)]
+    # Of rounds in which the machine was slower, and with one far off.
+    above = [[ratio, 2 * ratio, 9.0] for ratio in ratios]
+    below = [[1.0, 2.0, 1.0]] * 16
+    median, error = timing.ratio_over_instances(above, below)
+    assert median == pytest.approx(1.075)
+    assert error == pytest.approx((ratios[9] - ratios[6]) / 2)
