@@ -22,9 +22,9 @@ BROKEN_IN_KERAS = {"Muon"} if keras.__version__.startswith("3.12.") else set()
 LARGE_WITH = {"Adam", "Lamb", "RMSprop"}
 
 
-def run_case(case, replicas):
+def run_case(case, replicas, *arguments):
     """Run ``case`` on ``replicas`` logical CPUs and return its results."""
-    return run_alone(__file__, case, str(replicas))
+    return run_alone(__file__, ":".join([case, *arguments]), str(replicas))
 
 
 def optimizer_names():
@@ -189,6 +189,21 @@ def test_replicas_that_share_their_variables_train_but_cannot_accumulate():
     result = run_case("central_storage", 2)
     assert result["update"] == [-3.0 / 8.0] * 15
     assert "MirroredStrategy" in result["error"]
+
+
+def test_each_replica_puts_its_own_values_back_in_one_node():
+    result = run_case("restore", 2)
+    assert result["clean"] == {"own": [10.0, 11.0], "shared": [5.0, 5.0]}
+    assert result["bad"] == {"own": [1.0, 2.0], "shared": [7.0, 7.0]}
+    # However many variables there are, a branch on the device of each replica.
+    assert [place[-5:] for place in result["branches"]] == ["CPU:0", "CPU:1"]
+
+
+def test_replicas_that_share_their_variables_put_them_back_once():
+    result = run_case("restore", 2, "shared")
+    assert result["clean"]["shared"] == [5.0]
+    assert result["bad"]["shared"] == [7.0]
+    assert len(result["branches"]) == 1
 
 
 def test_apply_outside_a_replica_says_where_it_belongs():
@@ -546,12 +561,58 @@ def case_keras_clip(replicas):
     return {"weights": [weight.tolist() for weight in model.get_weights()]}
 
 
-def case_central_storage(replicas):
+def case_restore(replicas, variables="mirrored"):
+    """Assign to variables of two replicas, and put the values back after a bad step."""
+    import tensorflow as tf
+
+    from keras_mp import distribute
+
+    shared = variables == "shared"
+    strategy = _central_storage(replicas) if shared else mirrored(replicas)
+    with strategy.scope():
+        held = {"shared": keras.Variable(7.0, aggregation="only_first_replica")}
+        if not shared:
+            on_read = {"synchronization": "on_read", "aggregation": "none"}
+            held["own"] = keras.Variable(0.0, **on_read)
+    copies = {
+        name: strategy.experimental_local_results(variable.value)
+        for name, variable in held.items()
+    }
+
+    def step_of_replica(clean, number):
+        values = distribute.values_of(list(held.values()))
+        held["shared"].assign(5.0)
+        if not shared:
+            held["own"].assign(number)
+        distribute.restore_unless(clean, list(held.values()), values)
+
+    step = tf.function(
+        lambda clean, number: strategy.run(step_of_replica, args=(clean, number))
+    )
+    numbers = _spread(strategy, *map(tf.constant, (10.0, 11.0)))
+    result = {}
+    for name, clean in (("clean", True), ("bad", False)):
+        for place, each in enumerate(copies["shared"] + copies.get("own", ())):
+            each.assign(7.0 if place < len(copies["shared"]) else place - 1.0)
+        step(tf.constant(clean), numbers)
+        result[name] = {
+            name: [float(copy) for copy in each] for name, each in copies.items()
+        }
+    graph = step.get_concrete_function(tf.constant(True), numbers).graph
+    branches = [op.device for op in graph.get_operations() if op.type == "If"]
+    return result | {"branches": sorted(branches)}
+
+
+def _central_storage(replicas):
     import tensorflow as tf
 
     split_cpu(replicas)
     devices = [f"CPU:{i}" for i in range(replicas)]
-    strategy = tf.distribute.experimental.CentralStorageStrategy(devices, devices[0])
+    return tf.distribute.experimental.CentralStorageStrategy(devices, devices[0])
+
+
+def case_central_storage(replicas):
+    strategy = _central_storage(replicas)
     parts = np.ones(15, "float32"), np.full(15, 2.0, "float32")
     window = functools.partial(keras.optimizers.SGD, gradient_accumulation_steps=2)
     try:

@@ -209,9 +209,9 @@ def restore_unless(clean, variables, values):
     import tensorflow as tf
 
     def merged(strategy, clean, values):
-        parts = map(strategy.experimental_local_results, [clean, *values])
         copies = [copies_of(variable.value) for variable in variables]
-        for place, (own, *old) in enumerate(zip(*parts, strict=True)):
+        for place in range(len(strategy.extended.worker_devices)):
+            own, *old = [_part(value, place) for value in (clean, *values)]
             pairs = zip(copies, old, strict=True)
             # Where replicas share one copy, the first restores it.
             pairs = [(each[place], value) for each, value in pairs if place < len(each)]
@@ -435,6 +435,14 @@ def _restore_here(clean, variables, values):
             branched.append((variable, value))
     if branched:
         _restore(clean, *zip(*branched, strict=True))
+
+
+def _part(value, place):
+    """Return what the replica at ``place`` gave; a tensor all gave is there once."""
+    import tensorflow as tf
+
+    parts = tf.distribute.get_strategy().experimental_local_results(value)
+    return parts[place if len(parts) > 1 else 0]
 
 
 def _restore_on_its_device(clean, pairs):
