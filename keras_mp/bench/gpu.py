@@ -12,6 +12,7 @@ import functools
 import gc
 import multiprocessing
 import signal
+import statistics
 from collections.abc import Callable
 
 import keras
@@ -20,10 +21,9 @@ import tensorflow as tf
 import keras_mp
 from keras_mp import hardware
 from keras_mp.bench import matmul, torch_peer
-from keras_mp.bench.optimizers import milliseconds, ratio
 from keras_mp.bench.steps import COMPILE, OPTIMIZERS
 from keras_mp.bench.tables import markdown, number
-from keras_mp.bench.timing import paired_rounds
+from keras_mp.bench.timing import median_ratio, paired_rounds
 from keras_mp.bench.workloads import SEED, sized
 from keras_mp.compare.tasks import explain
 
@@ -310,3 +310,17 @@ def _speed_up(cell) -> float | None:
     if cell["policy"] == "float32":
         return 1.0 if "bare" in cell["seconds"] else None
     return ratio(cell, "float32", "bare")
+
+
+def milliseconds(cell: dict, candidate: str) -> float | None:
+    """The candidate's median time of a step; None if it did not run."""
+    seconds = cell["seconds"].get(candidate)
+    return seconds and statistics.median(seconds) * 1000
+
+
+def ratio(cell: dict, above: str, below: str) -> float | None:
+    """The median ratio of two candidates' times in a round; None if one did not run."""
+    seconds = cell["seconds"]
+    if above not in seconds or below not in seconds:
+        return None
+    return median_ratio(seconds[above], seconds[below])
