@@ -283,21 +283,21 @@ def table(results: dict) -> str:
 def _row(cell) -> list[str]:
     return [
         _title(cell),
-        number(milliseconds(cell, "bare")),
+        number(_milliseconds(cell, "bare")),
         number(_speed_up(cell)),
-        number(ratio(cell, "keras_mp", "bare")),
-        number(ratio(cell, "keras", "bare")),
-        number(milliseconds(cell, "torch bare")),
-        number(ratio(cell, "torch", "torch bare")),
+        number(_ratio(cell, "keras_mp", "bare")),
+        number(_ratio(cell, "keras", "bare")),
+        number(_milliseconds(cell, "torch bare")),
+        number(_ratio(cell, "torch", "torch bare")),
     ]
 
 
 def _line(cell) -> str:
     """A cell as text."""
     return (
-        f"  {_title(cell):80} {number(milliseconds(cell, 'bare'))} ms bare; "
-        f"keras_mp x{number(ratio(cell, 'keras_mp', 'bare'))}, "
-        f"Keras x{number(ratio(cell, 'keras', 'bare'))}"
+        f"  {_title(cell):80} {number(_milliseconds(cell, 'bare'))} ms bare; "
+        f"keras_mp x{number(_ratio(cell, 'keras_mp', 'bare'))}, "
+        f"Keras x{number(_ratio(cell, 'keras', 'bare'))}"
     )
 
 
@@ -309,16 +309,16 @@ def _title(cell) -> str:
 def _speed_up(cell) -> float | None:
     if cell["policy"] == "float32":
         return 1.0 if "bare" in cell["seconds"] else None
-    return ratio(cell, "float32", "bare")
+    return _ratio(cell, "float32", "bare")
 
 
-def milliseconds(cell: dict, candidate: str) -> float | None:
+def _milliseconds(cell: dict, candidate: str) -> float | None:
     """The candidate's median time of a step; None if it did not run."""
     seconds = cell["seconds"].get(candidate)
     return seconds and statistics.median(seconds) * 1000
 
 
-def ratio(cell: dict, above: str, below: str) -> float | None:
+def _ratio(cell: dict, above: str, below: str) -> float | None:
     """The median ratio of two candidates' times in a round; None if one did not run."""
     seconds = cell["seconds"]
     if above not in seconds or below not in seconds:

@@ -133,24 +133,25 @@ def summary(results: list[dict]) -> str:
 
 
 def _with_error(result, above, below):
-    mean, error = ratio(result, above, below)
-    return f"{mean:.3f} ± {error:.3f}"
+    median, error = ratio(result, above, below)
+    return f"{median:.3f} ± {error:.3f}"
 
 
 def _spread(results, below):
     ratios = [ratio(result, "keras_mp", below) for result in results]
-    means = [mean for mean, _ in ratios]
-    above = sum(mean - 2 * error > 1 for mean, error in ratios)
+    medians = [median for median, _ in ratios]
+    above = sum(median - 2 * error > 1 for median, error in ratios)
     return (
-        f"median {statistics.median(means):.3f}, best {min(means):.3f}, worst "
-        f"{max(means):.3f}, above 1 by more than two standard errors in {above}"
+        f"median {statistics.median(medians):.3f}, best {min(medians):.3f}, worst "
+        f"{max(medians):.3f}, above 1 by more than two standard errors in {above}"
     )
 
 
 #: One and the same program differs by 1 % or 2 % from instance to instance, by where in
-#: memory things happen to lie; under XLA by up to 10 %, from one compilation to the
-#: next. So ever more instances of a model are timed until the standard error of both
-#: ratios is this small (of a few it may be small by chance), or for so many seconds.
+#: memory things happen to lie; short steps under XLA by up to a half, from one
+#: compilation to the next. So ever more instances of a model are timed until the
+#: standard error of both ratios is this small (of a few it may be small by chance), or
+#: for so many seconds.
 PRECISE, FEW, PATIENCE = 0.004, 6, 75.0
 
 #: An error over the instances needs some, however long they take.
@@ -186,7 +187,9 @@ def _is_precise(result):
     return max(errors) <= PRECISE
 
 
-def _candidates(cell: Cell, policy: str, strategy, place: int):
+def _candidates(
+    cell: Cell, policy: str, strategy, place: int
+) -> dict[str, Callable[[], None]]:
     """The functions to time: Keras's and ours, and other libraries' if installed.
 
     Who is made first may find better memory: in each ``place``, it is the next one.

@@ -415,7 +415,7 @@ def _one(values):
 
     if not tf.distribute.in_cross_replica_context():
         return values
-    return tf.distribute.get_strategy().experimental_local_results(values)[0]
+    return _part(values, 0)
 
 
 def _here(function, *arguments):
