@@ -428,6 +428,44 @@ def in_xla():
     return control_flow_util.GraphOrParentsInXlaContext(graph)
 
 
+def batch_normalized(inputs, gamma, beta, epsilon):
+    """Return ``inputs``, normalized over all axes but the last, by one kernel.
+
+    `keras.ops` has none. It is cuDNN's on a GPU and oneDNN's on a CPU, and computes in
+    float32 whatever ``inputs`` are in (Ioffe and Szegedy, 2015).
+
+    Args:
+        inputs: float16, bfloat16 or float32 tensor of shape (..., channels).
+        gamma: float32 tensor or variable of shape (channels,).
+        beta: As ``gamma``.
+        epsilon: float.
+
+    Returns:
+        A tensor like ``inputs``, and their mean and variance over all axes but the
+        last, float32 tensors of shape (channels,) that pass no gradient on.
+    """
+    import tensorflow as tf
+
+    channels = inputs.shape[-1]
+    rows = inputs
+    if len(inputs.shape) != 4:
+        rows = tf.reshape(inputs, (-1, 1, 1, channels))
+    outputs, mean, unbiased, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=rows,
+        scale=tf.convert_to_tensor(gamma),
+        offset=tf.convert_to_tensor(beta),
+        mean=tf.zeros([0]),
+        variance=tf.zeros([0]),
+        epsilon=epsilon,
+        is_training=True,
+    )
+    count = tf.cast(tf.size(inputs) // channels, "float32")
+    variance = unbiased * ((count - 1) / count)
+    if rows is not inputs:
+        outputs = tf.ensure_shape(tf.reshape(outputs, tf.shape(inputs)), inputs.shape)
+    return outputs, mean, variance
+
+
 def stacked(variables):
     """Return this replica's values of ``variables``, which have one shape, stacked."""
     import tensorflow as tf

@@ -10,7 +10,14 @@ of it is saved: who loads a model puts the guards back (`keras_mp.load_model`,
 from collections.abc import Callable
 from typing import NamedTuple
 
-from keras_mp.guards import attention, containers, functions, outputs, weights
+from keras_mp.guards import (
+    attention,
+    containers,
+    functions,
+    normalization,
+    outputs,
+    weights,
+)
 
 
 class Guard(NamedTuple):
@@ -42,6 +49,11 @@ GUARDS = {
         functions.computes_inside, functions.is_call_guarded, functions.guard_call
     ),
     "inputs": Guard(containers.holds_readers, containers.is_guarded, containers.guard),
+    "normalization": Guard(
+        normalization.is_batch_normalization,
+        functions.is_call_guarded,
+        normalization.guard,
+    ),
     "scores and softmax": Guard(
         attention.is_guarded_class, attention.is_guarded, attention.guard
     ),
