@@ -74,6 +74,9 @@ OTHERS = {
         ROWS,
         lambda layer, x: layer(x, training=True),
     ),
+    "BatchNormalization, training": Case(
+        layers.BatchNormalization, PIXELS, lambda layer, x: layer(x, training=True)
+    ),
     "Activation, softmax": Case(lambda: layers.Activation("softmax"), (8, 4, 128, 128)),
     "Softmax": Case(layers.Softmax, (8, 4, 128, 128)),
     "UnitNormalization": Case(layers.UnitNormalization, TOKENS),
