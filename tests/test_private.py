@@ -267,6 +267,19 @@ def test_updates_go_through_what_was_given():
     np.testing.assert_array_equal(weight.numpy(), [1.0, 2.0])
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (2, 5, 3), (2, 2, 4, 3), (1, 2, 2, 2, 3)])
+def test_a_batch_is_normalized_by_one_kernel(shape):
+    x = np.random.default_rng(0).normal(2.0, 3.0, shape).astype("float32")
+    axes = tuple(range(len(shape) - 1))
+    gamma, beta = np.float32([1, 2, 3]), np.float32([0, 1, -1])
+    outputs, mean, variance = private.batch_normalized(x, gamma, beta, 1e-3)
+    expected = (x - x.mean(axes)) / np.sqrt(x.var(axes) + 1e-3) * gamma + beta
+    # float32 sums of a few numbers, in any order
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mean, x.mean(axes), rtol=1e-5)
+    np.testing.assert_allclose(variance, x.var(axes), rtol=1e-5)
+
+
 def test_stacked_variables_are_read_and_added_to():
     variables = [tf.Variable([1.0, 2.0]), tf.Variable([3.0, 4.0])]
     np.testing.assert_array_equal(private.stacked(variables), [[1, 2], [3, 4]])

@@ -1,6 +1,7 @@
 """`keras.layers.BatchNormalization` in one kernel, where it trains in 16 bits."""
 
 import functools
+import types
 
 import keras
 from keras import ops
@@ -23,28 +24,21 @@ def guard(layer):
     keeps float32 in registers.
     """
     if not is_call_guarded(layer):
-        layer.call = _in_one_kernel(layer, layer.call)
+        layer.call = types.MethodType(_call, layer)
 
 
-def _in_one_kernel(layer, keras_call):
-    @functools.wraps(keras_call)
-    def call(inputs, training=None, mask=None):
-        if not (training and mask is None and _fits(layer, inputs)):
-            return keras_call(inputs, training=training, mask=mask)
-        channels = inputs.shape[-1]
-        gamma = layer.gamma if layer.scale else ops.ones(channels)
-        beta = layer.beta if layer.center else ops.zeros(channels)
-        outputs, mean, variance = private.batch_normalized(
-            inputs, gamma, beta, layer.epsilon
-        )
-        for moving, value in (
-            (layer.moving_mean, mean),
-            (layer.moving_variance, variance),
-        ):
-            moving.assign(moving * layer.momentum + value * (1.0 - layer.momentum))
-        return outputs
-
-    return call
+@functools.wraps(keras.layers.BatchNormalization.call)
+def _call(self, inputs, training=None, mask=None):
+    if not (training and mask is None and _fits(self, inputs)):
+        return type(self).call(self, inputs, training=training, mask=mask)
+    channels = inputs.shape[-1]
+    gamma = self.gamma if self.scale else ops.ones(channels)
+    beta = self.beta if self.center else ops.zeros(channels)
+    outputs, *moments = private.batch_normalized(inputs, gamma, beta, self.epsilon)
+    moving = (self.moving_mean, self.moving_variance)
+    for average, value in zip(moving, moments, strict=True):
+        average.assign(average * self.momentum + value * (1.0 - self.momentum))
+    return outputs
 
 
 def _fits(layer, inputs):
