@@ -7,6 +7,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras  # noqa: E402
 import pytest  # noqa: E402
 
+from keras_mp import hardware  # noqa: E402
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cpu") and hardware.gpu_capabilities():
+        pytest.skip("here is a GPU")
+
 
 @pytest.fixture(autouse=True)
 def fresh_keras():

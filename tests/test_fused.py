@@ -123,6 +123,7 @@ def test_a_large_variable_has_one_kernel_and_no_other_pass(inner, kernel):
     assert kernel not in operations(optimizer, [tf.ones(shape)], jit_compile=True)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     # float16 is judged as float32, and so has been cast already.
     "dtype, large, compiled",
@@ -156,6 +157,7 @@ def test_a_large_narrow_gradient_is_cast_where_it_is_read(
     np.testing.assert_allclose(weight.numpy(), before - 0.1, atol=1e-7)
 
 
+@pytest.mark.cpu
 def test_small_variables_of_adam_are_updated_together():
     few, many = [(3, 4)] * 4, [(3, 4)] * 20
     counts = []
@@ -179,6 +181,7 @@ def test_too_few_small_variables_have_a_kernel_each():
         assert "Unpack" not in done
 
 
+@pytest.mark.cpu
 def test_many_small_variables_of_plain_sgd_are_updated_together():
     """The change of all is one product, and what it multiplies is what was judged."""
     counts = []
@@ -216,6 +219,7 @@ def test_compiled_updates_are_those_of_keras(name, dtype, monkeypatch):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=rounding, atol=rounding)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("shape", [(300, 300), (3, 300)])
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_updates_of_large_variables_only_are_compiled(name, shape, monkeypatch):

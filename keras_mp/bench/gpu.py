@@ -21,6 +21,7 @@ import tensorflow as tf
 import keras_mp
 from keras_mp import hardware
 from keras_mp.bench import matmul, torch_peer
+from keras_mp.bench.processes import share_gpus
 from keras_mp.bench.steps import COMPILE, OPTIMIZERS
 from keras_mp.bench.tables import markdown, number
 from keras_mp.bench.timing import median_ratio, paired_rounds
@@ -101,9 +102,7 @@ def _claim(device_kind: str, tf32: bool) -> str:
             "pip install 'keras-mp[gpu]' on a machine with an NVIDIA driver, or leave "
             "out --device",
         )
-    for gpu in gpus:
-        # Two processes and PyTorch share its memory.
-        tf.config.experimental.set_memory_growth(gpu, True)
+    share_gpus()
     return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
 
 

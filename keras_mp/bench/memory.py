@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 import keras_mp
-from keras_mp.bench.processes import alone
+from keras_mp.bench.processes import alone, share_gpus
 from keras_mp.bench.steps import OPTIMIZERS
 from keras_mp.bench.tables import markdown
 from keras_mp.bench.workloads import Workload, sized
@@ -89,6 +89,7 @@ def _status(field):
 
 
 def _measured(model, policy, optimizer, rows):
+    share_gpus()
     keras_mp.set_policy(policy)
     large, small = sized(model, rows), sized(model, 4, **SMALL)
     data, few = _data(large), _data(small)
@@ -103,7 +104,8 @@ def _data(workload: Workload):
 
 def _train(workload, optimizer, data):
     model = workload.build()
-    keras_mp.compile(model, OPTIMIZERS[optimizer](), workload.loss)
+    # What is predicted is a step without XLA, Keras's default on a GPU.
+    keras_mp.compile(model, OPTIMIZERS[optimizer](), workload.loss, jit_compile=False)
     model.fit(data, verbose=0)
 
 

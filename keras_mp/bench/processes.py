@@ -39,6 +39,15 @@ def _send(connection, function, arguments):
     connection.send(function(*arguments))
 
 
+def share_gpus() -> None:
+    """Have this process take a GPU's memory as it needs it, and leave the rest.
+
+    Else TensorFlow takes all of it, and other processes and PyTorch find none.
+    """
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+
 def mirrored(replicas: int) -> tf.distribute.MirroredStrategy | None:
     """A strategy on logical CPUs, the first use of TensorFlow in this process.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from keras_mp import hardware
 from keras_mp.bench import casts, gpu, islands, memory, optimizers, stages, traffic
+from keras_mp.bench.processes import share_gpus
 from keras_mp.version import __version__
 
 #: Each section: what measures, and what makes a table of it.
@@ -47,6 +48,7 @@ def run(
     show: Callable[[str], None],
 ) -> dict:
     """Measure the sections; return plain values by section."""
+    share_gpus()
     results = {"environment": environment(), "policy": policy, "rounds": rounds}
     for section in sections:
         measure, _ = SECTIONS[section]

@@ -16,6 +16,7 @@ PAGES = {
     "casts": ROOT / "docs" / "performance.md",
     "islands": ROOT / "docs" / "performance.md",
     "memory": ROOT / "docs" / "performance.md",
+    "gpu": ROOT / "docs" / "performance.md",
 }
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from keras_mp import cli, hardware
+from keras_mp import cli
 from keras_mp.bench import suite
 from keras_mp.bench.workloads import WORKLOADS
 
@@ -40,7 +40,7 @@ def test_sections_and_models_may_be_chosen(sections, tmp_path):
     assert (tmp_path / "bench-casts-stages.json").exists()
 
 
-@pytest.mark.skipif(bool(hardware.gpu_capabilities()), reason="here is a GPU")
+@pytest.mark.cpu
 def test_gpu_is_refused_clearly_where_there_is_none(tmp_path, capsys):
     assert cli.main(["bench", "--device", "gpu", "--output", str(tmp_path)]) == 2
     assert "what to do" in capsys.readouterr().err
