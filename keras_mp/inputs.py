@@ -11,8 +11,9 @@ from keras import ops
 from keras_mp import distribute, lists, private
 
 #: Inputs that are watched, and numbers of each batch that are looked at: on two CPU
-#: cores an input costs 20 to 60 us a step; all numbers of large images, milliseconds.
-_SLOTS, _NUMBERS = 64, 2**16
+#: cores an input costs some 10 us a step, under XLA up to 80; four times as many
+#: numbers another 30, and all those of large images milliseconds.
+_SLOTS, _NUMBERS = 64, 2**14
 
 # The largest number, and up to where every whole number is one.
 _LIMITS = {
@@ -29,7 +30,7 @@ def watch(model: keras.Model) -> None:
     reads both as they are, and so does any in float32.
 
     Every training step notes the extremes of its batch on the device: of the first
-    65,536 numbers of each input, 64 inputs at the most. They are read, and so
+    16,384 numbers of each input, 64 inputs at the most. They are read, and so
     synchronise with it, after the first step of ``fit`` and after each epoch; an input
     is warned of once in a ``fit``. Wherever data comes from, arrays, datasets or
     Python, it is seen as it is used, and neither drawn nor changed. Under a strategy
