@@ -77,7 +77,7 @@ def stacks(parts):
     once.
 
     Args:
-        parts: List of tensors.
+        parts: List of tensors; a sparse gradient among them stays alone.
 
     Returns:
         A list of pairs: places in ``parts``, and a tensor; with a first axis for them,
@@ -85,10 +85,17 @@ def stacks(parts):
     """
     groups = collections.defaultdict(list)
     for place, part in enumerate(parts):
-        small = _is_small(part, _STACK // STACKED)
-        source = private.before_cast(part)
-        groups[(tuple(part.shape), source.dtype) if small else place].append(place)
+        small = not is_sparse(part) and _is_small(part, _STACK // STACKED)
+        groups[_kind(part) if small else place].append(place)
     return [pair for group in groups.values() for pair in _piled(parts, group)]
+
+
+def _kind(part):
+    """Return what tensors of one stack have in common."""
+    stack = private.before_unstack(part)
+    source = private.before_cast(part)
+    kind = None if stack is None else stack.ref()
+    return tuple(part.shape), part.dtype, source.dtype, kind
 
 
 def _piled(parts, places):
@@ -102,7 +109,31 @@ def _piled(parts, places):
 
 
 def _stack(parts):
-    return ops.stack(list(map(private.before_cast, parts)))
+    stack = private.before_unstack(*parts)
+    return ops.stack(list(map(private.before_cast, parts))) if stack is None else stack
+
+
+def map_stacks(function, gradients):
+    """Return ``function(gradients)``, computed on `stacks` of the small ones.
+
+    Args:
+        function: It takes a list of tensors and sparse gradients, returns one like it,
+            and does the same to every number.
+        gradients: List of tensors and sparse gradients.
+    """
+    piles = stacks(gradients)
+    results = function([_as_gradients(gradients, *pile) for pile in piles])
+    mapped = {}
+    for (places, _), result in zip(piles, results, strict=True):
+        each = [result] if len(places) == 1 else ops.unstack(result)
+        mapped.update(zip(places, each, strict=True))
+    return [mapped[place] for place in range(len(gradients))]
+
+
+def _as_gradients(gradients, places, stack):
+    """Return the ``stack`` of those at ``places`` in the dtype that they have."""
+    first = gradients[places[0]]
+    return first if len(places) == 1 else ops.cast(stack, first.dtype)
 
 
 #: So many numbers are worth an operation that is slow to start but moves less memory.

@@ -530,14 +530,36 @@ def before_cast(tensor):
     It holds the same numbers in less memory: a cast from bfloat16 to float16, which may
     overflow, is none of these. A cast whose result nobody uses is not run at all.
     """
-    import tensorflow as tf
-
-    operation = None if tf.executing_eagerly() else getattr(tensor, "op", None)
+    operation = _operation(tensor)
     if operation is None or operation.type != "Cast":
         return tensor
     (source,) = operation.inputs
     widened = source.dtype.is_floating and source.dtype.size == 2 < tensor.dtype.size
     return source if widened else tensor
+
+
+def before_unstack(first, *others):
+    """Return the tensor that ``first`` was unstacked from, or None.
+
+    Args:
+        first: A tensor.
+        *others: If there are any, all tensors must be of one unstacking and all of it.
+    """
+    operation = _operation(first)
+    if operation is None or operation.type != "Unpack" or operation.get_attr("axis"):
+        return None
+    outputs = operation.outputs
+    if others and list(map(id, outputs)) != list(map(id, (first, *others))):
+        return None
+    return operation.inputs[0]
+
+
+def _operation(tensor):
+    """Return what computes ``tensor`` in the graph that is being traced, or None."""
+    import tensorflow as tf
+
+    traced = isinstance(tensor, tf.Tensor) and not tf.executing_eagerly()
+    return getattr(tensor, "op", None) if traced else None
 
 
 def cast_here(gradient):

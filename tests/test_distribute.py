@@ -199,6 +199,15 @@ def test_each_replica_puts_its_own_values_back_in_one_node():
     assert [place[-5:] for place in result["branches"]] == ["CPU:0", "CPU:1"]
 
 
+def test_small_gradients_are_summed_in_stacks():
+    result = run_case("stacks", 2)
+    assert result["good"] == {"weights": [-3.0] * 12, "overflows": [0, 0]}
+    assert result["bad"] == {"weights": [-3.0] * 12, "overflows": [0, 1]}
+    # Of 12 gradients that were cast from bfloat16, one stack on each replica is cast.
+    assert result["casts"] == 2
+    assert result["stacks"] == 2
+
+
 def test_replicas_that_share_their_variables_put_them_back_once():
     result = run_case("restore", 2, "shared")
     assert result["clean"]["shared"] == [5.0]
@@ -601,6 +610,54 @@ def case_restore(replicas, variables="mirrored"):
     graph = step.get_concrete_function(tf.constant(True), numbers).graph
     branches = [op.device for op in graph.get_operations() if op.type == "If"]
     return result | {"branches": sorted(branches)}
+
+
+def case_stacks(replicas):
+    """Sum many small gradients that were cast from bfloat16."""
+    import tensorflow as tf
+
+    import keras_mp
+
+    strategy = mirrored(replicas)
+    with strategy.scope():
+        weights = [keras.Variable(np.zeros((4, 4), "float32")) for _ in range(12)]
+        optimizer = keras_mp.LossScaleOptimizer(keras.optimizers.SGD(1.0), 8.0)
+        optimizer.build(weights)
+
+    def step_of_replica(number):
+        with tf.GradientTape() as tape:
+            narrow = [tf.cast(weight.value, "bfloat16") for weight in weights]
+            loss = number * tf.reduce_sum(tf.add_n(narrow))
+            loss = optimizer.scale_loss(loss)
+        values = [weight.value for weight in weights]
+        optimizer.apply(tape.gradient(loss, values), weights)
+
+    step = tf.function(lambda number: strategy.run(step_of_replica, args=(number,)))
+    result = {}
+    for name, second in (("good", 2.0), ("bad", np.inf)):
+        step(_spread(strategy, *(tf.constant(n, "bfloat16") for n in (1.0, second))))
+        result[name] = {
+            "weights": [float(weight.value[3, 3]) for weight in weights],
+            "overflows": optimizer.overflows_by_replica(),
+        }
+    numbers = _spread(strategy, *(tf.constant(1.0, "bfloat16") for _ in range(2)))
+    graph = step.get_concrete_function(numbers).graph
+    summed = [op for op in graph.get_operations() if op.type == "CollectiveReduceV2"]
+    behind = {op.name: op for each in summed for op in _needed_for(each)}.values()
+    kinds = [(op.type, op.outputs[0].dtype) for op in behind if op.outputs]
+    result["casts"] = kinds.count(("Cast", tf.float32))
+    result["stacks"] = sum(op.type == "Pack" and len(op.inputs) == 12 for op in behind)
+    return result
+
+
+def _needed_for(operation):
+    """Return all operations that ``operation`` needs."""
+    needed, queue = {}, [operation]
+    while queue:
+        each = queue.pop()
+        needed[each.name] = each
+        queue += [tensor.op for tensor in each.inputs if tensor.op.name not in needed]
+    return needed.values()
 
 
 def _central_storage(replicas):

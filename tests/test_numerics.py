@@ -118,6 +118,56 @@ def test_small_casts_of_the_stacked_are_not_run():
     assert not bool(step(*narrow[1:], narrow[0] * np.inf))
 
 
+MIXED = [
+    *[tf.fill((4, 4), float(number)) for number in range(9)],
+    *[tf.fill((4, 4), number + 0.5) for number in range(5)],
+    tf.constant(5.0),
+    tf.ones((300, 300)),
+    tf.zeros((0, 3)),
+]
+
+
+def test_stacks_are_mapped_as_each_gradient_would_be(run):
+    seen = []
+
+    def double(gradients):
+        seen.extend(gradients)
+        return [numerics.map_values(lambda v: v * 2, each) for each in gradients]
+
+    @run
+    def mapped(rows):
+        narrow = [tf.cast(part, "bfloat16") for part in MIXED[:9]]
+        parts = [tf.cast(part, "float32") for part in narrow] + MIXED[9:]
+        return numerics.map_stacks(double, [*parts, *[rows] * 5])
+
+    *dense, last = mapped(sparse(GOOD_ROWS))[:-4]
+    assert len(seen) <= 2 + 3 + 5
+    assert {each.dtype for each in seen} == {tf.float32}
+    for result, part in zip(dense, MIXED, strict=True):
+        assert result.dtype == tf.float32
+        np.testing.assert_array_equal(result, part * 2)
+    np.testing.assert_array_equal(last.values, np.array(GOOD_ROWS) * 2)
+    np.testing.assert_array_equal(last.indices, [3, 1])
+
+
+def test_what_was_stacked_is_not_stacked_again():
+    @tf.function
+    def step(*parts):
+        # Of both kinds of one shape: each has its own stack.
+        cast = [tf.cast(part, "float32") for part in parts[:6]]
+        mapped = numerics.map_stacks(lambda stacks: stacks, [*cast, *parts[6:]])
+        return numerics.all_finite(mapped)
+
+    parts = [tf.ones((4, 4), "bfloat16")] * 6 + [tf.ones((4, 4))] * 6
+    graph = step.get_concrete_function(*parts).graph
+    (sum_of_all,) = [op for op in graph.get_operations() if op.type == "IsFinite"]
+    kinds = kinds_behind(sum_of_all)
+    assert kinds.count("Unpack") == 0
+    assert kinds.count("Pack") == 2 + 1  # the last is of the sums
+    assert bool(step(*parts))
+    assert not bool(step(*parts[:-1], parts[-1] * np.nan))
+
+
 def test_all_finite_sees_what_a_cast_made_infinite(run):
     @run
     def judge(wide):

@@ -344,6 +344,22 @@ def test_a_tensor_is_known_by_what_it_was_cast_from():
     assert private.before_cast(eager) is eager
 
 
+def test_tensors_are_known_by_what_they_were_unstacked_from():
+    @tf.function
+    def function(stack):
+        a, b, c = tf.unstack(stack)
+        assert private.before_unstack(a) is stack
+        assert private.before_unstack(a, b, c) is stack
+        for others in [(a, b), (a, c, b), (a, b, tf.identity(c)), (stack,)]:
+            assert private.before_unstack(*others) is None
+        across = tf.unstack(stack, axis=1)
+        assert private.before_unstack(*across) is None
+
+    function(tf.ones((3, 3)))
+    eager = tf.unstack(tf.ones((3, 3)))
+    assert private.before_unstack(*eager) is None
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32", "float32"])
 def test_only_casts_from_narrow_floats_are_done_again(dtype):
     kinds = []

@@ -174,6 +174,26 @@ def test_keras_fails_with_jit():
     assert "from device" in run_group("keras")["jit"]
 
 
+def test_small_gradients_of_a_share_enter_its_branch_in_stacks():
+    import tensorflow as tf
+
+    from keras_mp.distribute import empty
+
+    @tf.function
+    def clean(is_empty, *gradients):
+        return empty._without_nan(is_empty, [None, *gradients])[1:]
+
+    gradients = [tf.ones((2, 2))] * 19 + [tf.fill((2, 2), np.nan), tf.ones((300, 300))]
+    graph = clean.get_concrete_function(tf.constant(True), *gradients).graph
+    (branch,) = [op for op in graph.get_operations() if op.type.endswith("If")]
+    assert len(branch.outputs) == 2
+    for is_empty in (True, False):
+        *ones, small, large = clean(tf.constant(is_empty), *gradients)
+        np.testing.assert_array_equal(small, 0.0 if is_empty else np.nan)
+        np.testing.assert_array_equal(large, 1.0)
+        np.testing.assert_array_equal(ones, 1.0)
+
+
 def test_keras_lets_a_share_of_no_rows_ruin_all():
     assert run_group("keras")["empty"] == ["gamma"]
 

@@ -14,6 +14,7 @@ import threading
 import keras
 from keras import ops
 
+from keras_mp import numerics
 from keras_mp.distribute.step import assign_all, nothing, values_of
 
 # Whether the share of the replica that runs in this thread has no row.
@@ -101,18 +102,19 @@ def _without_nan(empty, gradients):
     """Return ``gradients``, with 0 for what is not finite if ``empty`` is true."""
     import tensorflow as tf
 
+    def cleaned(gradient):
+        return tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
+
+    def clean(gradients):
+        return tf.cond(
+            empty,
+            lambda: list(map(cleaned, gradients)),
+            lambda: list(map(tf.identity, gradients)),
+        )
+
     # A sparse gradient of no rows holds nothing.
     dense = [gradient for gradient in gradients if isinstance(gradient, tf.Tensor)]
-
-    def cleaned():
-        return [
-            tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
-            for gradient in dense
-        ]
-
-    if not dense:
-        return gradients
-    clean = iter(tf.cond(empty, cleaned, lambda: list(map(tf.identity, dense))))
+    clean = iter(numerics.map_stacks(clean, dense) if dense else ())
     return [
         next(clean) if isinstance(gradient, tf.Tensor) else gradient
         for gradient in gradients

@@ -284,10 +284,12 @@ def _finite_apart(each, all_finite, gradients):
     """
 
     def finite(gradients):
+        parts = numerics.dense_parts(gradients)
+        stacks = [stack for _, stack in numerics.stacks(parts)]
         return private.cond(
             all_finite,
             lambda: ops.convert_to_tensor(1.0),
-            lambda: ops.cast(numerics.every_finite(gradients), "float32"),
+            lambda: ops.cast(numerics.every_finite(stacks), "float32"),
         )
 
     return each(finite, gradients)
@@ -349,12 +351,16 @@ def _all_reduce(step, gradients):
     parts = [gradient for gradient, sums in zip(gradients, summed, strict=True) if sums]
     if parts:
         headroom = 2.0 ** math.ceil(math.log2(context.num_replicas_in_sync))
-        sent = [_narrowed(part, step.wire_dtype, headroom) for part in parts]
-        received = context.all_reduce(tf.distribute.ReduceOp.SUM, sent)
-        parts = [
-            _widened(total, part, headroom)
-            for total, part in zip(received, parts, strict=True)
-        ]
+
+        def total(parts):
+            sent = [_narrowed(part, step.wire_dtype, headroom) for part in parts]
+            received = context.all_reduce(tf.distribute.ReduceOp.SUM, sent)
+            return [
+                _widened(total, part, headroom)
+                for total, part in zip(received, parts, strict=True)
+            ]
+
+        parts = numerics.map_stacks(total, parts)
     totals = iter(parts)
     return [
         next(totals) if sums else _largest_of_all(gradient)
