@@ -92,8 +92,8 @@ def stacks(parts):
 
 def _kind(part):
     """Return what tensors of one stack have in common."""
-    stack = private.before_unstack(part)
     source = private.before_cast(part)
+    stack = private.before_unstack(source)
     kind = None if stack is None else stack.ref()
     return tuple(part.shape), part.dtype, source.dtype, kind
 
@@ -109,8 +109,9 @@ def _piled(parts, places):
 
 
 def _stack(parts):
-    stack = private.before_unstack(*parts)
-    return ops.stack(list(map(private.before_cast, parts))) if stack is None else stack
+    sources = list(map(private.before_cast, parts))
+    stack = private.before_unstack(*sources)
+    return ops.stack(sources) if stack is None else stack
 
 
 def map_stacks(function, gradients):

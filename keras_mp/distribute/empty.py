@@ -14,7 +14,7 @@ import threading
 import keras
 from keras import ops
 
-from keras_mp import numerics
+from keras_mp import numerics, private
 from keras_mp.distribute.step import assign_all, nothing, values_of
 
 # Whether the share of the replica that runs in this thread has no row.
@@ -114,8 +114,11 @@ def _without_nan(empty, gradients):
 
     # A sparse gradient of no rows holds nothing.
     dense = [gradient for gradient in gradients if isinstance(gradient, tf.Tensor)]
-    clean = iter(numerics.map_stacks(clean, dense) if dense else ())
+    sources = list(map(private.before_cast, dense))
+    results = iter(numerics.map_stacks(clean, sources) if dense else ())
     return [
-        next(clean) if isinstance(gradient, tf.Tensor) else gradient
+        ops.cast(next(results), gradient.dtype)
+        if isinstance(gradient, tf.Tensor)
+        else gradient
         for gradient in gradients
     ]

@@ -285,7 +285,8 @@ def _finite_apart(each, all_finite, gradients):
 
     def finite(gradients):
         parts = numerics.dense_parts(gradients)
-        stacks = [stack for _, stack in numerics.stacks(parts)]
+        # What enters the branch stays in memory until the verdict on the sum is known.
+        stacks = [private.before_cast(stack) for _, stack in numerics.stacks(parts)]
         return private.cond(
             all_finite,
             lambda: ops.convert_to_tensor(1.0),
