@@ -162,13 +162,16 @@ class _Extremes:
         low = _low_readers(self.model)
         if not low:
             return
-        seen = [ops.zeros((2,))] * _SLOTS
+        seen = {}
         for name, values in _named(self.model, x):
             if name in low or None in low:
                 slot = self._slots.setdefault(name, len(self._slots))
                 if slot < _SLOTS:
                     seen[slot] = _extremes_of(values)
-        self._values.assign(ops.maximum(self._values, ops.stack(seen)))
+        if seen:
+            rows = [seen.get(slot, ops.zeros((2,))) for slot in range(max(seen) + 1)]
+            rows = ops.pad(ops.stack(rows), ((0, _SLOTS - len(rows)), (0, 0)))
+            self._values.assign(ops.maximum(self._values, rows))
 
     def faults(self):
         """Yield the name of each input that is lost on its reader, and what to do."""

@@ -147,11 +147,15 @@ def _spread(results, below):
     )
 
 
+#: What a step may cost at the most, over the bare optimizer's and over Keras's.
+LIMITS = {"bare": 1.05, "keras": 1.0}
+
 #: One and the same program differs by 1 % or 2 % from instance to instance, by where in
 #: memory things happen to lie; short steps under XLA by up to a half, from one
-#: compilation to the next. So ever more instances of a model are timed until the
-#: standard error of both ratios is this small, or for so many seconds.
-PRECISE, PATIENCE = 0.004, 75.0
+#: compilation to the next. So ever more instances of a model are timed until both
+#: ratios are on one side of their limit by three standard errors, or their standard
+#: error is this small, or for so many seconds.
+PRECISE, PATIENCE = 0.004, 150.0
 
 #: However long they take: of fewer instances the error itself is known badly. Three
 #: have agreed on 1.25 ± 0.03 where 25 others, in four runs, gave 1.04.
@@ -178,13 +182,16 @@ def _time(cell, policy, rounds, patience, strategy):
         gc.collect()
         if place + 1 < LEAST:
             continue
-        if time.monotonic() > until or _is_precise(result):
+        if time.monotonic() > until or _is_settled(result):
             return result | {"seconds": dict(result["seconds"])}
 
 
-def _is_precise(result):
-    errors = [ratio(result, "keras_mp", below)[1] for below in ("bare", "keras")]
-    return max(errors) <= PRECISE
+def _is_settled(result):
+    for below, limit in LIMITS.items():
+        median, error = ratio(result, "keras_mp", below)
+        if error > max(PRECISE, abs(median - limit) / 3):
+            return False
+    return True
 
 
 def _candidates(
