@@ -12,6 +12,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from support.graphs import needed_for
 from support.processes import mirrored, run_alone, split_cpu
 
 CLIPPINGS = ["none", "clipnorm", "global_clipnorm", "clipvalue"]
@@ -643,21 +644,11 @@ def case_stacks(replicas):
     numbers = _spread(strategy, *(tf.constant(1.0, "bfloat16") for _ in range(2)))
     graph = step.get_concrete_function(numbers).graph
     summed = [op for op in graph.get_operations() if op.type == "CollectiveReduceV2"]
-    behind = {op.name: op for each in summed for op in _needed_for(each)}.values()
+    behind = needed_for(*summed)
     kinds = [(op.type, op.outputs[0].dtype) for op in behind if op.outputs]
     result["casts"] = kinds.count(("Cast", tf.float32))
     result["stacks"] = sum(op.type == "Pack" and len(op.inputs) == 12 for op in behind)
     return result
-
-
-def _needed_for(operation):
-    """Return all operations that ``operation`` needs."""
-    needed, queue = {}, [operation]
-    while queue:
-        each = queue.pop()
-        needed[each.name] = each
-        queue += [tensor.op for tensor in each.inputs if tensor.op.name not in needed]
-    return needed.values()
 
 
 def _central_storage(replicas):

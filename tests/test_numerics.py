@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.graphs import needed_for
 
 from keras_mp import numerics
 
@@ -97,12 +98,7 @@ def test_no_stack_is_of_a_single_tensor(count):
 
 def kinds_behind(operation):
     """Return the types of all operations that ``operation`` needs."""
-    needed, queue = {}, [operation]
-    while queue:
-        each = queue.pop()
-        needed[each.name] = each.type
-        queue += [tensor.op for tensor in each.inputs if tensor.op.name not in needed]
-    return list(needed.values())
+    return [each.type for each in needed_for(operation)]
 
 
 def test_small_casts_of_the_stacked_are_not_run():

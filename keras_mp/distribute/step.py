@@ -11,6 +11,7 @@ device it is a plain call.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -335,37 +336,38 @@ def _known(verdict):
 
 
 def _all_reduce(step, gradients):
-    """Sum each gradient over the replicas; None stays None. Called in a replica.
-
-    A narrower ``wire_dtype`` cannot overflow in the sum: every replica's part is first
-    divided by a power of two, exactly, that is at least the number of replicas.
-    """
+    """Sum each gradient over the replicas; None stays None. Called in a replica."""
     if replicas() == 1:
         return gradients
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
     summed = [
         gradient is not None and not overwrites
         for gradient, overwrites in zip(gradients, step.overwrites, strict=True)
     ]
     parts = [gradient for gradient, sums in zip(gradients, summed, strict=True) if sums]
     if parts:
-        headroom = 2.0 ** math.ceil(math.log2(context.num_replicas_in_sync))
-
-        def total(parts):
-            sent = [_narrowed(part, step.wire_dtype, headroom) for part in parts]
-            received = context.all_reduce(tf.distribute.ReduceOp.SUM, sent)
-            return [
-                _widened(total, part, headroom)
-                for total, part in zip(received, parts, strict=True)
-            ]
-
-        parts = numerics.map_stacks(total, parts)
+        parts = numerics.map_stacks(functools.partial(_sums, step.wire_dtype), parts)
     totals = iter(parts)
     return [
         next(totals) if sums else _largest_of_all(gradient)
         for gradient, sums in zip(gradients, summed, strict=True)
+    ]
+
+
+def _sums(wire_dtype, parts):
+    """Sum each of ``parts`` over the replicas, in ``wire_dtype`` if it is narrower.
+
+    There the sum cannot overflow: every replica's part is first divided by a power of
+    two, exactly, that is at least the number of replicas.
+    """
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    headroom = 2.0 ** math.ceil(math.log2(context.num_replicas_in_sync))
+    sent = [_narrowed(part, wire_dtype, headroom) for part in parts]
+    received = context.all_reduce(tf.distribute.ReduceOp.SUM, sent)
+    return [
+        _widened(total, part, headroom)
+        for total, part in zip(received, parts, strict=True)
     ]
 
 
