@@ -94,6 +94,7 @@ def test_overflow_on_one_worker_skips_the_step_of_fit_on_all(steps):
     fitted = same_on_all(f"fit {steps}")
     assert fitted["before"] == {"scale": 8.0, "applied": 6, "skipped": 0}
     assert fitted["after"] == {"scale": 4.0, "applied": 7, "skipped": 1}
+    assert fitted["overflows"] == [0, 1]
     assert fitted["finite"]
 
 
@@ -262,6 +263,7 @@ def _fit(strategy, steps):
         "history": history.history,
         "before": {name: before[name] for name in kept},
         "after": {name: after[name] for name in kept},
+        "overflows": model.optimizer.overflows_by_replica(),
         "finite": bool(all(np.isfinite(w).all() for w in model.get_weights())),
         "weights": _weights(model),
         "evaluated": model.evaluate(_dataset(x, y), verbose=0),

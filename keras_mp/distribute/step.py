@@ -273,7 +273,7 @@ def _update(each, step, gradients):
         step,
         verdict,
         good=lambda *finite: step.commit(each, total, *finite),
-        overflowed=lambda: ops.equal(_one(each(_gather, own)), 0),
+        overflowed=lambda: ops.equal(_of_all(each, own), 0),
     )
     return verdict
 
@@ -394,6 +394,16 @@ def _largest_of_all(value):
     return None if value is None else ops.max(_gather(value), axis=0)
 
 
+def _of_all(each, values):
+    """Return every replica's scalar of ``values``, in a vector.
+
+    On one machine they are at hand. A collective would cost time even in a branch that
+    is not taken, since TensorFlow numbers each one anew in every step.
+    """
+    parts = _parts(values)
+    return ops.stack(parts) if len(parts) == replicas() else _one(each(_gather, values))
+
+
 def _gather(value):
     """Return every replica's ``value``, stacked in front. Called in a replica."""
     if not has_strategy():
@@ -448,10 +458,14 @@ def _restore_here(clean, variables, values):
 
 def _part(value, place):
     """Return what the replica at ``place`` gave; a tensor all gave is there once."""
+    parts = _parts(value)
+    return parts[place if len(parts) > 1 else 0]
+
+
+def _parts(value):
     import tensorflow as tf
 
-    parts = tf.distribute.get_strategy().experimental_local_results(value)
-    return parts[place if len(parts) > 1 else 0]
+    return tf.distribute.get_strategy().experimental_local_results(value)
 
 
 def _restore_on_its_device(clean, pairs):
