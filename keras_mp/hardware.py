@@ -91,12 +91,19 @@ def _for_gpus(capabilities: list[tuple[int, int] | None]) -> Recommendation:
 
 def gpu_capabilities() -> list[tuple[int, int] | None]:
     """Return each visible GPU's compute capability as (major, minor), or None."""
+    return [details.get("compute_capability") for details in _gpu_details()]
+
+
+def gpu_names() -> list[str]:
+    """Return each visible GPU's name; ``"GPU"`` where the driver hides it."""
+    return [details.get("device_name", "GPU") for details in _gpu_details()]
+
+
+def _gpu_details():
     import tensorflow as tf
 
-    return [
-        tf.config.experimental.get_device_details(gpu).get("compute_capability")
-        for gpu in tf.config.get_visible_devices("GPU")
-    ]
+    gpus = tf.config.get_visible_devices("GPU")
+    return list(map(tf.config.experimental.get_device_details, gpus))
 
 
 def has_tpu() -> bool:

@@ -71,6 +71,16 @@ def test_recommend_joins_what_the_machine_has(monkeypatch):
     assert "avx512_bf16" in hardware.recommend().reason
 
 
+def test_gpus_are_known_by_name_and_capability(monkeypatch):
+    details = {"a": {"device_name": "H100", "compute_capability": (9, 0)}, "b": {}}
+    monkeypatch.setattr("tensorflow.config.get_visible_devices", lambda kind: details)
+    monkeypatch.setattr(
+        "tensorflow.config.experimental.get_device_details", details.get
+    )
+    assert hardware.gpu_names() == ["H100", "GPU"]
+    assert hardware.gpu_capabilities() == [(9, 0), None]
+
+
 def test_recommend_on_this_machine():
     policy, reason = hardware.recommend()
     assert policy in ("mixed_bfloat16", "mixed_float16", "float32")

@@ -93,8 +93,8 @@ def _claim(device_kind: str, tf32: bool) -> str:
         torch_peer.allow_tf32(tf32)
     if device_kind == "cpu":
         return hardware.cpu_name()
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
+    names = hardware.gpu_names()
+    if not names:
         raise explain(
             "keras-mp bench --device gpu",
             "a CUDA GPU that TensorFlow sees",
@@ -103,7 +103,7 @@ def _claim(device_kind: str, tf32: bool) -> str:
             "out --device",
         )
     share_gpus()
-    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    return names[0]
 
 
 class Float32Process:

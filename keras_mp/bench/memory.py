@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -90,6 +91,8 @@ def _status(field):
 
 def _measured(model, policy, optimizer, rows):
     share_gpus()
+    # cuDNN takes more where there is more, for algorithms that it only tries.
+    os.environ.setdefault("TF_CUDNN_WORKSPACE_LIMIT_IN_MB", "1")
     keras_mp.set_policy(policy)
     large, small = sized(model, rows), sized(model, 4, **SMALL)
     data, few = _data(large), _data(small)

@@ -77,6 +77,7 @@ def environment() -> dict:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
+        "gpus": hardware.gpu_names(),
         "cpu": hardware.cpu_name(),
         "cores": os.cpu_count(),
         "system": platform.system(),
@@ -87,7 +88,8 @@ def environment() -> dict:
 def heading(machine: dict) -> str:
     """The machine and the versions in a sentence."""
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
-    return f"{machine['cpu']}, {machine['cores']} cores; {versions}"
+    devices = ", ".join([*machine.get("gpus", ()), machine["cpu"]])
+    return f"{devices}, {machine['cores']} cores; {versions}"
 
 
 def write(path: pathlib.Path, results: dict) -> None:

@@ -116,12 +116,13 @@ def memory_report(
 
     Most predictions for a CPU were within 15 % of what was measured for trainings of
     150 to 1,070 MB, the worst 20 %; the same training measured again differs by up to
-    36 %. Smaller ones are lost in ``runtime``, which varies. On an NVIDIA H100 Dense
-    layers and a transformer were within 15 %. Not counted: the data set and its
-    pipeline, metrics, what XLA (``jit_compile``, Keras's default on a GPU) saves or
-    adds, and the workspace of convolution libraries, which on that GPU was more than
-    half of a convolutional network's peak: cuDNN tries its algorithms in the first
-    step, and ``TF_CUDNN_WORKSPACE_LIMIT_IN_MB`` limits what they may take.
+    36 %. Smaller ones are lost in ``runtime``, which varies. On an NVIDIA H100 all of
+    24 were within 15 %, those of a convolutional network with
+    ``TF_CUDNN_WORKSPACE_LIMIT_IN_MB=1`` in the environment: in the first step cuDNN
+    tries its algorithms, with which that network's peak was 1.5 to 2.7 times as high.
+    They take what is free and need not fit. Not counted either: the data set and its
+    pipeline, metrics, and what XLA (``jit_compile``, Keras's default on a GPU) saves
+    or adds.
     Under a ``tf.distribute`` strategy the prediction is one replica's, without
     communication buffers. Of branches the longest counts.
 

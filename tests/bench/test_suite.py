@@ -51,3 +51,5 @@ def test_environment_names_the_machine_and_the_versions():
     assert {"keras_mp", "python", "keras"} <= set(machine["versions"])
     assert machine["cpu"] in suite.heading(machine)
     assert f"keras {machine['versions']['keras']}" in suite.heading(machine)
+    machine["gpus"] = ["H100", "H200"]
+    assert suite.heading(machine).startswith(f"H100, H200, {machine['cpu']}, ")
