@@ -249,10 +249,17 @@ def run_steps_with(model, choose):
 
     Keras keeps it as ``train_function`` and ``test_function``, and makes both anew in
     ``_make_function``. Given an iterator, ``function`` runs ``steps_per_execution``
-    steps; given a list, a step for each batch in it.
+    steps; given a list, a step for each batch in it. Does nothing the second time.
     """
     make = model._make_function
-    model._make_function = lambda step: choose(make(step))
+    if hasattr(make, "_keras_mp_chooses"):
+        return
+
+    def chosen(step):
+        return choose(make(step))
+
+    chosen._keras_mp_chooses = True
+    model._make_function = chosen
 
 
 def step_counter(optimizer):

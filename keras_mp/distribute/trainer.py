@@ -1,9 +1,9 @@
 """Keras's ``fit``, ``evaluate`` and ``train_on_batch`` under a strategy, mended.
 
 Each mend is put on one model, and only if its steps span several replicas: how its
-variables are made from a first batch, how several steps run in one execution, what logs
-look like across machines, and what becomes of a share of no rows. `private` says which
-methods of Keras they replace; none of Keras's code is repeated.
+variables are made from a first batch, what logs look like across machines, and what
+becomes of a share of no rows; `execution` has one more. `private` says which methods of
+Keras they replace; none of Keras's code is repeated.
 """
 
 import functools
@@ -12,19 +12,20 @@ import warnings
 import keras
 
 from keras_mp import private
-from keras_mp.distribute import empty
+from keras_mp.distribute import empty, execution
 
 
 def mend(model, optimizer):
     """Make ``fit``, ``evaluate`` and the like of ``model`` work under its strategy.
 
-    Does nothing to a model that was not created under a strategy of several replicas,
-    and nothing twice.
+    Does nothing twice, and to a model that was not created under a strategy of several
+    replicas only what `execution` does to all.
 
     Args:
         model: A Keras model.
         optimizer: The optimizer, or one of those, that its ``train_step`` uses.
     """
+    execution.run_in_graph(model)
     strategy = private.strategy_of(model)
     if strategy is None or strategy.num_replicas_in_sync == 1:
         return
@@ -33,7 +34,6 @@ def mend(model, optimizer):
     if hasattr(model.train_step, "_keras_mp_mended"):
         return
     private.build_from(model, functools.partial(_first_shares, strategy))
-    private.run_steps_with(model, functools.partial(_several_steps, model))
     model.train_step = _mended(model, strategy, model.train_step)
     model.test_step = _mended(model, strategy, model.test_step)
 
@@ -75,48 +75,6 @@ def _spec_of_share(strategy, batch):
         for leaf in largest
     ]
     return keras.tree.pack_sequence_as(batch, specs)
-
-
-# Several steps in one execution.
-
-
-def _several_steps(model, function):
-    """Return ``function`` as Keras made it, or one that loops over it in a graph.
-
-    Keras's own loop calls the ``tf.function`` of a step in a branch, where TensorFlow
-    leaves what an all-reduce reads without a value ("You must feed a value for
-    placeholder"). Here the branches hold none but the iterator.
-    """
-    import tensorflow as tf
-
-    several = model.steps_per_execution
-    if several == 1 or model.run_eagerly:
-        return function
-
-    @tf.autograph.experimental.do_not_convert
-    def run(iterator):
-        def unfinished(steps, batch, logs):
-            return tf.logical_and(steps < several, batch.has_value())
-
-        def step(steps, batch, logs):
-            logs = function([batch.get_value()])
-            batch = tf.cond(
-                steps + 1 < several, iterator.get_next_as_optional, lambda: batch
-            )
-            return steps + 1, batch, logs
-
-        # The first step says what logs look like, and raises if no batch is left.
-        logs = function([iterator.get_next()])
-        first = (tf.constant(1), iterator.get_next_as_optional(), logs)
-        return tf.while_loop(unfinished, step, first)[-1]
-
-    run = tf.function(run, reduce_retracing=True)
-    kinds = (tf.data.Iterator, tf.distribute.DistributedIterator)
-
-    def execute(iterator):
-        return run(iterator) if isinstance(iterator, kinds) else function(iterator)
-
-    return execute
 
 
 # Logs across machines.

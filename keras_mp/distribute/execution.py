@@ -1,0 +1,71 @@
+"""What ``fit`` and ``evaluate`` call to run the next steps on an iterator."""
+
+import functools
+
+import keras
+
+from keras_mp import private
+
+
+def run_in_graph(model):
+    """Have ``model`` take its batches, and hand out its logs, inside of one graph.
+
+    Keras puts the logs of a step into a ``tf.experimental.Optional`` and asks on the
+    host whether there are any, which takes some 0.2 to 0.5 ms of every step. An
+    iterator that has come to its end says so by itself.
+    """
+    if keras.backend.backend() == "tensorflow":
+        private.run_steps_with(model, functools.partial(_in_graph, model))
+
+
+def _in_graph(model, function):
+    """Return ``function`` as Keras made it, or what does the same with an iterator.
+
+    Args:
+        model: A compiled Keras model.
+        function: It runs a step for each batch in a list, and returns the last logs.
+    """
+    import tensorflow as tf
+
+    strategy = private.strategy_of(model)
+    replicas = 1 if strategy is None else strategy.num_replicas_in_sync
+    several = model.steps_per_execution
+    if model.run_eagerly or (several > 1 and replicas == 1):
+        return function
+
+    @tf.autograph.experimental.do_not_convert
+    def run(iterator):
+        # Raises if no batch is left.
+        logs = function([iterator.get_next()])
+        return logs if several == 1 else _go_on(function, iterator, several, logs)
+
+    run = tf.function(run, reduce_retracing=True)
+    kinds = (tf.data.Iterator, tf.distribute.DistributedIterator)
+
+    def execute(iterator):
+        return run(iterator) if isinstance(iterator, kinds) else function(iterator)
+
+    return execute
+
+
+def _go_on(function, iterator, several, logs):
+    """Run further steps after a first one with ``logs``, ``several`` in all at most.
+
+    Keras's own loop calls the ``tf.function`` of a step in a branch, where TensorFlow
+    leaves what an all-reduce reads without a value ("You must feed a value for
+    placeholder"). Here the branches hold none but the iterator.
+    """
+    import tensorflow as tf
+
+    def unfinished(steps, batch, logs):
+        return tf.logical_and(steps < several, batch.has_value())
+
+    def step(steps, batch, logs):
+        logs = function([batch.get_value()])
+        batch = tf.cond(
+            steps + 1 < several, iterator.get_next_as_optional, lambda: batch
+        )
+        return steps + 1, batch, logs
+
+    first = (tf.constant(1), iterator.get_next_as_optional(), logs)
+    return tf.while_loop(unfinished, step, first)[-1]
