@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_mp import hardware
 from keras_mp.bench import gpu, matmul, torch_peer
 from keras_mp.compare.tasks import UserError
 
@@ -142,7 +143,7 @@ def test_a_cell_in_which_nothing_runs_is_shown_with_dashes():
 
 
 def test_a_machine_without_a_gpu_is_told_what_to_do(monkeypatch):
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(hardware, "gpu_names", lambda: [])
     with pytest.raises(UserError, match="a CUDA GPU") as error:
         gpu.measure("gpu", 1, print)
     for part in ("--device gpu", "it got:     no GPU", "pip install", "leave out"):
@@ -151,9 +152,8 @@ def test_a_machine_without_a_gpu_is_told_what_to_do(monkeypatch):
 
 def test_a_gpu_grows_its_memory_and_says_its_name(monkeypatch):
     grown = {}
-    config = tf.config.experimental
+    monkeypatch.setattr(hardware, "gpu_names", lambda: ["X", "Y"])
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a", "b"])
-    monkeypatch.setattr(config, "set_memory_growth", grown.__setitem__)
-    monkeypatch.setattr(config, "get_device_details", lambda _: {"device_name": "X"})
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", grown.__setitem__)
     assert gpu._claim("gpu", tf32=True) == "X"
     assert grown == {"a": True, "b": True}
