@@ -35,8 +35,6 @@ class Architecture(NamedTuple):
 
 QUICK = {
     "MobileNetV2": Architecture(applications.MobileNetV2, options={"alpha": 0.35}),
-    "VGG16": Architecture(applications.VGG16),
-    "Xception": Architecture(applications.Xception, size=71),
 }
 SLOW = {
     "ConvNeXtTiny": Architecture(applications.ConvNeXtTiny),
@@ -47,6 +45,8 @@ SLOW = {
     "NASNetMobile": Architecture(applications.NASNetMobile),
     "ResNet50": Architecture(applications.ResNet50),
     "ResNet50V2": Architecture(applications.ResNet50V2),
+    "VGG16": Architecture(applications.VGG16),
+    "Xception": Architecture(applications.Xception, size=71),
 }
 
 
