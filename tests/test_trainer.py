@@ -29,10 +29,11 @@ def assert_close(left, right):
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-def test_without_a_strategy_nothing_is_replaced(policy):
+def test_without_a_strategy_only_what_executes_is_replaced(policy):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     keras_mp.compile(model, "sgd", "mse", policy=policy)
     assert not {"_maybe_symbolic_build", "test_step"} & set(vars(model))
+    assert "_make_function" in vars(model)
     assert "apply" not in vars(model.optimizer)
     assert ("train_step" in vars(model)) == (policy == "mixed_float16")
 

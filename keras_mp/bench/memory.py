@@ -91,7 +91,7 @@ def _status(field):
 
 def _measured(model, policy, optimizer, rows):
     share_gpus()
-    # cuDNN takes more where there is more, for algorithms that it only tries.
+    # Where more is free cuDNN takes more, most of it for algorithms it only tries.
     os.environ.setdefault("TF_CUDNN_WORKSPACE_LIMIT_IN_MB", "1")
     keras_mp.set_policy(policy)
     large, small = sized(model, rows), sized(model, 4, **SMALL)

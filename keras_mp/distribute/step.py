@@ -144,11 +144,7 @@ def copies_of(variable):
 
     Reading the variable itself gives the first one, or what all agree on.
     """
-    if not has_strategy():
-        return (variable,)
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy().experimental_local_results(variable)
+    return _parts(variable) if has_strategy() else (variable,)
 
 
 def _check_compiler():
@@ -463,6 +459,7 @@ def _part(value, place):
 
 
 def _parts(value):
+    """Return what each replica on this machine gave or has, as a tuple."""
     import tensorflow as tf
 
     return tf.distribute.get_strategy().experimental_local_results(value)

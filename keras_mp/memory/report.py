@@ -119,10 +119,9 @@ def memory_report(
     36 %. Smaller ones are lost in ``runtime``, which varies. On an NVIDIA H100 all of
     24 were within 15 %, those of a convolutional network with
     ``TF_CUDNN_WORKSPACE_LIMIT_IN_MB=1`` in the environment: in the first step cuDNN
-    tries its algorithms, with which that network's peak was 1.5 to 2.7 times as high.
-    They take what is free and need not fit. Not counted either: the data set and its
-    pipeline, metrics, and what XLA (``jit_compile``, Keras's default on a GPU) saves
-    or adds.
+    tries its algorithms, with which that network's peak was 1.5 to 2.4 times as high.
+    Not counted either: the data set and its pipeline, metrics, and what XLA
+    (``jit_compile``, Keras's default on a GPU) saves or adds.
     Under a ``tf.distribute`` strategy the prediction is one replica's, without
     communication buffers. Of branches the longest counts.
 
