@@ -1,5 +1,7 @@
 """The table of what loss scaling costs, from cells to its last line."""
 
+import dataclasses
+
 import pytest
 
 from keras_mp.bench import optimizers, processes, workloads
@@ -7,7 +9,7 @@ from keras_mp.bench.optimizers import Cell
 
 
 def result(cell, **seconds):
-    return optimizers.dataclasses.asdict(cell) | {"seconds": seconds}
+    return dataclasses.asdict(cell) | {"seconds": seconds}
 
 
 WIDE = Cell("wide", "SGD", False, 1)
@@ -82,7 +84,7 @@ def timed(monkeypatch):
         monkeypatch.setattr(optimizers.timing, "paired_rounds", paired_rounds)
         monkeypatch.setattr(optimizers.time, "monotonic", lambda: len(made))
         monkeypatch.setattr(optimizers.gc, "collect", lambda: None)  # takes half of one
-        result = optimizers._time(WIDE, "float32", 2, patience, None)
+        result = optimizers._time(WIDE, "float32", 2, patience)
         assert made == list(range(len(made)))
         assert [len(each) for each in result["seconds"]["keras_mp"]] == [2] * len(made)
         return len(made)
@@ -120,11 +122,25 @@ def test_another_candidate_is_made_first_in_each_instance(monkeypatch):
     assert all(len(set(made[i : i + 3])) == 3 for i in range(0, 12, 3))
 
 
+def test_every_cell_has_a_process_of_its_own_and_a_line(monkeypatch):
+    started, shown = [], []
+
+    def alone(function, cell, policy, rounds):
+        started.append(cell)
+        return dataclasses.asdict(cell) | {"seconds": RESULTS[0]["seconds"]}
+
+    monkeypatch.setattr(optimizers, "alone", alone)
+    results = optimizers.measure(["small", "wide"], "float32", 2, shown.append)
+    assert started == optimizers.cells(["small", "wide"])
+    assert [optimizers.title(each) for each in results] == [c.title for c in started]
+    assert shown == [optimizers.line(each) for each in results]
+
+
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_a_cell_is_timed_in_a_process_of_its_own(replicas, monkeypatch):
     monkeypatch.setattr(processes, "DEADLINE", 180)
     cell = Cell("convolutional", "SGD", False, replicas)
-    (timed,) = processes.alone(time_two_instances, cell)
+    timed = processes.alone(time_two_instances, cell)
     assert {"bare", "keras", "keras_mp"} <= set(timed["seconds"])
     for instances in timed["seconds"].values():
         assert [len(rounds) for rounds in instances] == [1] * 2
@@ -134,4 +150,4 @@ def test_a_cell_is_timed_in_a_process_of_its_own(replicas, monkeypatch):
 
 def time_two_instances(cell):
     optimizers.LEAST = 2
-    return optimizers._time_all([cell], "float32", 1, patience=0.0)
+    return optimizers._time(cell, "float32", 1, patience=0.0)
