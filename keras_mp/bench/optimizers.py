@@ -205,7 +205,6 @@ def _candidates(
     if one_device and not cell.jit_compile and torch_peer.is_available():
         step = torch_peer.torch_step(cell.model, cell.optimizer, policy)
         candidates["torch"] = step
-    known = cell.model in jax_peer.WORKLOADS
-    if one_device and cell.jit_compile and known and jax_peer.is_available():
+    if one_device and cell.jit_compile and jax_peer.is_available():
         candidates["jax"] = jax_peer.jax_step(cell.model, cell.optimizer, policy)
     return candidates
