@@ -81,12 +81,14 @@ def timed(monkeypatch):
             return {"bare": [1.0] * rounds, "keras": [1.0] * rounds, "keras_mp": above}
 
         monkeypatch.setattr(optimizers, "_candidates", candidates)
+        monkeypatch.setattr(optimizers, "_time_peers", lambda *_: {"torch": [1.0] * 2})
         monkeypatch.setattr(optimizers.timing, "paired_rounds", paired_rounds)
         monkeypatch.setattr(optimizers.time, "monotonic", lambda: len(made))
         monkeypatch.setattr(optimizers.gc, "collect", lambda: None)  # takes half of one
         result = optimizers._time(WIDE, "float32", 2, patience)
         assert made == list(range(len(made)))
-        assert [len(each) for each in result["seconds"]["keras_mp"]] == [2] * len(made)
+        for name in ("keras_mp", "torch"):
+            assert [len(each) for each in result["seconds"][name]] == [2] * len(made)
         return len(made)
 
     return timed
@@ -114,7 +116,6 @@ def test_another_candidate_is_made_first_in_each_instance(monkeypatch):
     monkeypatch.setattr(
         optimizers.steps, "keras_step", lambda _, name, *rest: made.append(name)
     )
-    monkeypatch.setattr(optimizers.torch_peer, "is_available", lambda: False)
     for number in range(4):
         candidates = optimizers._candidates(WIDE, "float32", None, number)
         assert set(candidates) == {"bare", "keras", "keras_mp"}
@@ -134,6 +135,43 @@ def test_every_cell_has_a_process_of_its_own_and_a_line(monkeypatch):
     assert started == optimizers.cells(["small", "wide"])
     assert [optimizers.title(each) for each in results] == [c.title for c in started]
     assert shown == [optimizers.line(each) for each in results]
+
+
+@pytest.mark.parametrize(
+    ("cell", "names"),
+    [
+        (WIDE, ["torch"]),
+        (dataclasses.replace(WIDE, jit_compile=True), ["jax"]),
+        (dataclasses.replace(WIDE, replicas=2), []),
+    ],
+)
+def test_other_libraries_have_rounds_of_their_own(cell, names, monkeypatch):
+    made = []
+
+    def install(peer):
+        def step(*arguments):
+            made.append((peer, *arguments))
+            return lambda: None
+
+        module = getattr(optimizers, f"{peer}_peer")
+        monkeypatch.setattr(module, f"{peer}_step", step)
+        monkeypatch.setattr(module, "is_available", lambda: True)
+
+    install("torch")
+    install("jax")
+    monkeypatch.setattr(optimizers.timing, "LEAST", 0.0)
+    seconds = optimizers._time_peers(cell, "mixed_bfloat16", 3)
+    assert {key: len(value) for key, value in seconds.items()} == dict.fromkeys(
+        names, 3
+    )
+    assert made == [(name, "wide", "SGD", "mixed_bfloat16") for name in names]
+
+
+def test_other_libraries_need_not_be_installed(monkeypatch):
+    for peer in (optimizers.torch_peer, optimizers.jax_peer):
+        monkeypatch.setattr(peer, "is_available", lambda: False)
+    for cell in (WIDE, dataclasses.replace(WIDE, jit_compile=True)):
+        assert optimizers._time_peers(cell, "float32", 3) == {}
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
