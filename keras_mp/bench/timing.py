@@ -79,7 +79,7 @@ def _ratios(numerator, denominator):
 
 
 def _rotations(names):
-    """Every candidate in every place, and after every other one."""
+    """Every candidate in every place; of three, each also after each other one."""
     turned = [names[i:] + names[:i] for i in range(len(names))]
     return [order for names in turned for order in (names, names[::-1])]
 
