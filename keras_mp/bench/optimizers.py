@@ -193,16 +193,12 @@ def _candidates(
 
     Who is made first may find better memory: in each ``place``, it is the next one.
     """
+    workload = WORKLOADS[cell.model]
     names = list(steps.COMPILE)
     first = place % len(names)
     return {
         name: steps.keras_step(
-            WORKLOADS[cell.model],
-            name,
-            cell.optimizer,
-            policy,
-            cell.jit_compile,
-            strategy,
+            workload, name, cell.optimizer, policy, cell.jit_compile, strategy
         )
         for name in names[first:] + names[:first]
     }

@@ -51,7 +51,7 @@ def test_with_the_same_weights_it_learns_as_the_keras_model(name):
         np.testing.assert_allclose(value, weight, rtol=1e-4, atol=1e-6)  # as above
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
 @pytest.mark.parametrize(
     ("name", "size"),
