@@ -33,9 +33,14 @@ def parametrized(found, ids=lambda cell: cell.place.replace(" ", "-")):
 @pytest.fixture(scope="session")
 def results(request):
     """Results by cell, of the cells that tests were selected for."""
-    parameters = [getattr(item, "callspec", None) for item in request.session.items]
-    chosen = [each.params for each in parameters if each is not None]
-    wanted = {each["cell"]: None for each in chosen if "cell" in each}
+    parameters = [
+        each
+        for item in request.session.items
+        if hasattr(item, "callspec")
+        for each in item.callspec.params.values()
+    ]
+    # Other tests have cells too, of other tables.
+    wanted = dict.fromkeys(each for each in parameters if isinstance(each, cells.Cell))
     return runner.run(wanted)
 
 
