@@ -150,8 +150,8 @@ LIMITS = {"bare": 1.05, "keras": 1.0}
 #: memory things happen to lie; short steps under XLA by up to a half, from one
 #: compilation to the next. So ever more instances of a model are timed until both
 #: ratios are on one side of their limit by three standard errors, or their standard
-#: error is this small, or for so many seconds: with an error of 0.4 %, which six
-#: instances may show, a ratio of 0.998 comes out above 1 in three tables of ten.
+#: error is this small, or for so many seconds. An error of 0.4 % is too large: with it
+#: a ratio of 0.998 comes out above 1 in three tables of ten.
 PRECISE, PATIENCE = 0.001, 600.0
 
 #: However long they take: of fewer instances the error itself is known badly. Three
