@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-DEADLINE = 1800  # seconds; a collective that waits for a lost peer waits for ever
+#: Seconds. A collective that waits for a lost peer waits for ever; the longest that a
+#: process took otherwise is 19 minutes on two cores, most of them XLA's and JAX's.
+DEADLINE = 3600
 
 
 def alone(function: Callable, *arguments):
