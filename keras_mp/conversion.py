@@ -63,7 +63,10 @@ def convert(
             plan[id(layer)] = layer, layer_policy
     retyped = _to_retype(model, policy, plan.values())
     for layer, layer_policy in plan.values():
-        policies.put_under(layer, layer_policy)
+        if layer_policy is policies.FLOAT32:
+            policies.keep_in_float32(layer, policy.compute_dtype, wanted=True)
+        else:
+            policies.put_under(layer, layer_policy)
     _retype(model, retyped)
     for layer in private.walk(model):
         policies.obey(layer, policy)

@@ -120,7 +120,7 @@ def updates(optimizer, scale, variables, finite=None):
 @contextlib.contextmanager
 def _old_unless(finite, variables):
     """Give ``variables`` the values they have now again, unless ``finite``."""
-    values = distribute.values_of(variables)
+    values = private.values_of(variables)
     yield
     distribute.restore_unless(finite, variables, values)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_mp import guards, policies, private, training
+from keras_mp import flow, guards, policies, private, training
 
 
 class Finding(NamedTuple):
@@ -101,7 +101,7 @@ def lint(model: keras.Model, batch_size: int | None = None) -> list[Finding]:
     for layer, path in policies.layers_with_paths(model):
         places.setdefault(id(layer), (layer, path))
     places = list(places.values())
-    heads = list(_heads(model, model.name))
+    heads = list(_heads(model, model.name, guards.are_steps_guarded(model)))
     return [
         *_scaling(model, places),
         *_sensitive(places),
@@ -277,17 +277,17 @@ class _Trace(keras.Operation):
         self.call = model
 
 
-def _heads(model, path):
+def _heads(model, path, in_step):
     """Yield findings on what ``model`` returns in 16 bits."""
     if not policies.is_low_anywhere(model):
         return
     if type(model).call is keras.Model.call:  # such as a GAN
         for inner in private.sublayers(model):
             if isinstance(inner, keras.Model):
-                yield from _heads(inner, f"{path}/{inner.name}")
+                yield from _heads(inner, f"{path}/{inner.name}", in_step)
         return
     try:
-        outputs = keras.tree.flatten(_traced(model))
+        outputs = keras.tree.flatten(_traced(model, in_step))
     except Exception as error:
         yield Finding(
             "note",
@@ -312,12 +312,14 @@ def _heads(model, path):
             )
 
 
-def _traced(model):
-    with private.attributes_for_now(
+def _traced(model, in_step):
+    apart = (
         change
         for layer in private.walk(model)
         for change in private.losses_apart(layer)
-    ):
+    )
+    reader = flow.STEP if in_step else None
+    with private.attributes_for_now(apart), flow.read_by(reader):
         trace = _Trace(model).compute_output_spec
         if getattr(model, "inputs", None):
             sequential = isinstance(model, keras.Sequential)

@@ -57,6 +57,91 @@ INSIDE_FUNCTIONS = _found(
 )
 
 
+#: Activation functions that change no number but to 0 or a bound.
+_MOVING_FUNCTIONS = _found(
+    keras.activations, "hard_shrink", "hard_tanh", "linear", "relu", "relu6"
+)
+
+#: TensorFlow's operations that overflow or lose most of their digits in 16 bits. A
+#: function of unknown name that uses one computes in float32.
+FLOAT32_OPERATIONS = frozenset(
+    {
+        "Acos",
+        "Asin",
+        "Cosh",
+        "Cumprod",
+        "Cumsum",
+        "Elu",
+        "Erfinv",
+        "Exp",
+        "Expm1",
+        "L2Loss",
+        "Log",
+        "Log1p",
+        "LogSoftmax",
+        "Mean",
+        "Ndtri",
+        "Pow",
+        "Prod",
+        "Reciprocal",
+        "Rsqrt",
+        "Selu",
+        "Sinh",
+        "Softmax",
+        "Softplus",
+        "Softsign",
+        "SquaredDifference",
+        "Sum",
+        "Tan",
+    }
+)
+
+#: Operations of `keras.ops` likewise, by the names of their classes.
+FLOAT32_OPS = frozenset(
+    {
+        "Arccos",
+        "Arcsin",
+        "Average",
+        "Cosh",
+        "Cumprod",
+        "Cumsum",
+        "Elu",
+        "Erfinv",
+        "Exp",
+        "Exp2",
+        "Expm1",
+        "Log",
+        "Log10",
+        "Log1p",
+        "Log2",
+        "LogSigmoid",
+        "LogSoftmax",
+        "Logaddexp",
+        "Logsumexp",
+        "Mean",
+        "Norm",
+        "Normalize",
+        "Power",
+        "Prod",
+        "Reciprocal",
+        "Rsqrt",
+        "Selu",
+        "Sinh",
+        "Softmax",
+        "Softplus",
+        "Softsign",
+        "SparsePlus",
+        "Sparsemax",
+        "Squareplus",
+        "Std",
+        "Sum",
+        "Tan",
+        "TanhShrink",
+        "Var",
+    }
+)
+
+
 def is_float32_function(function):
     """Return whether ``function``, decorated or not, is in `FLOAT32_FUNCTIONS`."""
     return _is_one_of(FLOAT32_FUNCTIONS, function)
@@ -67,8 +152,23 @@ def is_steep_function(function):
     return _is_one_of(FLOAT32_FUNCTIONS + INSIDE_FUNCTIONS, function)
 
 
+def is_activation(function):
+    """Return whether ``function``, decorated or not, is an activation of Keras's."""
+    return _is_one_of(_ACTIVATIONS, function)
+
+
+def moves_only(function):
+    """Return whether ``function`` changes no number but to 0 or a bound."""
+    return _is_one_of(_MOVING_FUNCTIONS, function)
+
+
 def _is_one_of(functions, function):
-    return callable(function) and inspect.unwrap(function) in functions
+    return callable(function) and any(
+        inspect.unwrap(function) is each for each in functions
+    )
+
+
+_ACTIVATIONS = tuple(filter(inspect.isfunction, vars(keras.activations).values()))
 
 
 def _interpolates(interpolation):

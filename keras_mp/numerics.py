@@ -160,7 +160,7 @@ def narrow(part):
 
 
 def _is_narrow(part):
-    return _dtype(part) == "bfloat16" and not _is_small(part, LARGE - 1)
+    return dtype_of(part) == "bfloat16" and not _is_small(part, LARGE - 1)
 
 
 def _is_small(part, limit):
@@ -212,11 +212,12 @@ def _sum_by_product(part):
 
 def _at_least_float32(tensor):
     """Return ``tensor`` in a dtype in which its sum does not overflow."""
-    low = _dtype(tensor) in private.LOW_PRECISION
+    low = dtype_of(tensor) in private.LOW_PRECISION
     return ops.cast(tensor, "float32") if low else tensor
 
 
-def _dtype(tensor):
+def dtype_of(tensor):
+    """Return the dtype of ``tensor`` by its standard name."""
     return keras.backend.standardize_dtype(tensor.dtype)
 
 
@@ -290,7 +291,7 @@ def widen(structure):
     """Return ``structure`` with float16 and bfloat16 tensors cast to float32."""
 
     def widened(leaf):
-        low = is_float(leaf) and _dtype(leaf) in private.LOW_PRECISION
+        low = is_float(leaf) and dtype_of(leaf) in private.LOW_PRECISION
         return private.cast_with_mask(leaf, "float32") if low else leaf
 
     return keras.tree.map_structure(widened, structure)

@@ -2,8 +2,10 @@
 
 import contextlib
 import copy
+import functools
 import inspect
 import re
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -17,6 +19,7 @@ FLOAT32 = keras.DTypePolicy("float32")
 
 _RULES = "_keras_mp_rules"
 _FOLLOWS = "_keras_mp_follows"
+_ATTACHED = "_keras_mp_attached"
 
 
 @keras.saving.register_keras_serializable("keras_mp")
@@ -42,6 +45,9 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
             it; ``".*"`` for all.
         follow: Rules for layers without weights that are to compute in the dtype that
             comes in.
+        strict: Whether a layer of your own that fails because dtypes do not match, as
+            where it multiplies its 16-bit input with a float32 constant, is to raise.
+            Otherwise its code computes in float32 from then on, with a warning.
 
     Rules come before the lists of `keras_mp.lists`, by which every layer under a policy
     of keras_mp's is made safe: those on ``DENY`` compute in float32, those on
@@ -54,6 +60,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
     Attributes:
         rules: The rules of ``float32``, as a tuple of strings and classes.
         allow, follow: Those of the other lists.
+        strict: As given.
         reason: Why ``"auto"`` chose as it did; None if the policy was named.
 
     Raises:
@@ -79,7 +86,9 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         *,
         allow: Iterable[str | type] | str | type = (),
         follow: Iterable[str | type] | str | type = (),
+        strict: bool = False,
     ) -> None:
+        _watch_layers()
         self.reason = None
         if name == "auto":
             name, self.reason = hardware.recommend()
@@ -87,6 +96,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         self.rules = _checked_rules("float32", float32)
         self.allow = _checked_rules("allow", allow)
         self.follow = _checked_rules("follow", follow)
+        self.strict = bool(strict)
         self._layer = None
 
     @property
@@ -111,7 +121,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         """
         if self.matches(layer, path):
             return FLOAT32
-        if not self.all_rules:
+        if not self.all_rules and not self.strict:
             return self.default_policy
         own = copy.copy(self)
         own._layer = weakref.ref(layer)
@@ -123,6 +133,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         return {
             "name": self.name,
             **{name: list(map(_rule_config, value)) for name, value in rules.items()},
+            **({"strict": True} if self.strict else {}),
         }
 
     @classmethod
@@ -130,12 +141,13 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         rules = {
             name: [_rule_from(rule, custom_objects) for rule in value]
             for name, value in config.items()
-            if name != "name"
+            if name not in ("name", "strict")
         }
-        return cls(config["name"], **rules)
+        strict = config.get("strict", False)
+        return cls(config["name"], strict=strict, **rules)
 
     def _key(self):
-        return self.name, self.rules, self.allow, self.follow
+        return self.name, self.rules, self.allow, self.follow, self.strict
 
     def __eq__(self, other):
         return isinstance(other, Policy) and self._key() == other._key()
@@ -150,7 +162,8 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
             for name, rules in rules_of.items()
             if rules or name == "float32"
         ]
-        return f"<Policy '{self.name}'{''.join(shown)}>"
+        strict = ", strict=True" if self.strict else ""
+        return f"<Policy '{self.name}'{''.join(shown)}{strict}>"
 
     def __getstate__(self):
         return {**self.__dict__, "_layer": None}
@@ -259,12 +272,31 @@ def put_under(layer, policy):
     if hasattr(layer, "outer_policy"):
         layer.outer_policy = policy
     elif is_convertible(layer):
+        guards.keep(layer, None)
         private.set_layer_policy(layer, policy)
         if isinstance(layer, keras.Model):
             private.forget_dtypes(layer)
         if isinstance(layer, keras.layers.Normalization):
             # It keeps what it adapted to in the compute dtype of the time.
             layer.finalize_state()
+
+
+def keep_in_float32(layer, dtype, wanted=False):
+    """Put one layer under float32 that hands on ``dtype`` where its reader needs that.
+
+    Args:
+        layer: The layer.
+        dtype: The compute dtype that it would have; nothing is remembered of a wide
+            one, nor of layers inside a container that is kept in float32 itself.
+        wanted: Whether a rule of the user's asks for it.
+    """
+    low = dtype in private.LOW_PRECISION
+    put_under(layer, FLOAT32)
+    if hasattr(layer, "outer_policy") or layer.compute_dtype != "float32":
+        return
+    guards.keep(layer, dtype if low else None, wanted)
+    if low:
+        guards.guard_flow(layer)
 
 
 def is_convertible(layer):
@@ -292,18 +324,29 @@ def resolve_rules(layer, path=None):
     what only a finished model shows, and layers that have Keras's own policies.
     """
     path = path or layer.name
-    _resolve(layer, path, ())
+    _resolve(layer, path, (), None, False)
     _settle_all(layer, path, None)
 
 
-def _resolve(layer, path, around):
-    """Apply rules to ``layer`` at ``path``, inside the (layer, path) of ``around``."""
+def _resolve(layer, path, around, outer, inside_kept):
+    """Apply rules to ``layer`` at ``path``, inside the (layer, path) of ``around``.
+
+    A layer that was loaded in float32 no longer has the policy whose rule kept it so:
+    that is ``outer``, the policy around it.
+    """
     policy = policy_of(layer)
+    if not isinstance(policy, Policy) and layer.compute_dtype == "float32":
+        policy = outer
     places = [*around, (layer, path)]
-    if isinstance(policy, Policy) and any(policy.matches(*place) for place in places):
-        put_under(layer, FLOAT32)
+    kept = isinstance(policy, Policy) and any(
+        policy.matches(*place) for place in places
+    )
+    if kept:
+        dtype = None if inside_kept else policy.compute_dtype
+        keep_in_float32(layer, dtype, wanted=True)
     for inner in private.sublayers(layer):
-        _resolve(inner, f"{path}/{inner.name}", places)
+        place = f"{path}/{inner.name}"
+        _resolve(inner, place, places, policy, inside_kept or kept)
 
 
 def _settle_all(layer, path, around):
@@ -322,12 +365,15 @@ def _settle(layer, path):
     place = place_in_lists(layer, path) if settled else None
     if place == "follow":
         layer.autocast = layer.autocast and _off(layer)
+        guards.guard_follower(layer)
     elif vars(layer).pop(_FOLLOWS, False):
         layer.autocast = True
     if place == "float32":
-        put_under(layer, FLOAT32)
+        keep_in_float32(layer, layer.compute_dtype)
     elif settled and place is None:
-        guards.guard(layer)
+        guards.guard(layer, strict=(_rules_of(layer) or _no_rules()).strict)
+    elif place == "allow":
+        guards.guard_flow(layer)
 
 
 def _off(layer):
@@ -347,7 +393,7 @@ def place_in_lists(layer, path):
     "allow" is for the policy's own rule only; the list of that name is of layers that
     compute in low precision as all do that are on no list.
     """
-    rules = _rules_of(layer) or _NO_RULES
+    rules = _rules_of(layer) or _no_rules()
     if lists.matches_any(rules.allow, layer, path):
         return "allow"
     if lists.matches_any(rules.follow, layer, path):
@@ -365,7 +411,7 @@ def has_rule(layer, path, around):
         path: Where it was found.
         around: The layers around it, each as (layer, path).
     """
-    rules = _rules_of(layer) or _NO_RULES
+    rules = _rules_of(layer) or _no_rules()
     return any(rules.matches(*place) for place in (*around, (layer, path)))
 
 
@@ -379,7 +425,7 @@ def obey(layer, policy):
 
     The layer itself has Keras's own policy where no rule has to be saved with it.
     """
-    vars(layer)[_RULES] = policy if isinstance(policy, Policy) else _NO_RULES
+    vars(layer)[_RULES] = policy if isinstance(policy, Policy) else _no_rules()
 
 
 def _choose(layer, policy, path, attribute):
@@ -388,21 +434,39 @@ def _choose(layer, policy, path, attribute):
         return policy
     obey(layer, policy)
     chosen = policy.for_layer(layer, path)
-    low = chosen.compute_dtype in private.LOW_PRECISION
-    if attribute == "outer_policy" or not low:
+    if attribute == "outer_policy":
         return chosen
-    return FLOAT32 if place_in_lists(layer, path) == "float32" else chosen
+    low = chosen.compute_dtype in private.LOW_PRECISION
+    if low and place_in_lists(layer, path) == "float32":
+        chosen = FLOAT32
+    if chosen is FLOAT32 and policy.compute_dtype in private.LOW_PRECISION:
+        wanted = policy.matches(layer, path)
+        guards.keep(layer, policy.compute_dtype, wanted)
+    if private.has_own_call(layer):
+        # Its code may run, to build it, before it is built.
+        guards.guard_own(layer, policy.strict)
+    return chosen
 
 
 def _attached(layer, sublayer):
+    policy = _rules_of(layer)
+    rules = [each for each in (policy, _rules_of(sublayer)) if each is not None]
+    at_stake = any(each.all_rules for each in rules)
     place = private.place_of(layer)
     path = f"{place}/{sublayer.name}"
-    _resolve(sublayer, path, [(layer, place)])
-    if _rules_of(layer) and not guards.is_whole(layer):
-        _settle_all(sublayer, path, _rules_of(layer))
-        if _is_settled(layer) and place_in_lists(layer, place) is None:
-            # Inputs are cast before a layer is built.
-            guards.keep_inputs(layer, sublayer)
+    if at_stake:
+        _resolve(sublayer, path, [(layer, place)], policy_of(layer), _is_kept(layer))
+    if policy is None or guards.is_whole(layer):
+        return
+    if at_stake or _rules_of(sublayer) is None:
+        _settle_all(sublayer, path, policy)
+    if _is_settled(layer) and place_in_lists(layer, place) is None:
+        # Inputs are cast before a layer is built.
+        guards.keep_inputs(layer, sublayer)
+
+
+def _is_kept(layer):
+    return guards.dtype_around(layer) is not None
 
 
 def _assigned(layer, name, value):
@@ -411,16 +475,20 @@ def _assigned(layer, name, value):
     Its inputs are cast before it is built. So what decides about that is looked at as
     it arrives, and the guards, which need the whole layer, are put on when it is built.
     """
-    if name not in _DECISIVE or not _rules_of(layer):
+    if name not in _DECISIVE or _rules_of(layer) is None:
         return value
+    newly_built = name == "built" and value and not vars(layer).get("built")
     if vars(layer)["_dtype_policy"].compute_dtype not in private.LOW_PRECISION:
-        return value
+        if newly_built and guards.dtype_around(layer) is not None:
+            guards.guard_flow(layer)
+        raw = name == "autocast" and guards.takes_raw_data(layer)
+        return False if raw else value
     place = private.place_of(layer)
     if name == "autocast" and value and place_in_lists(layer, place) == "follow":
         return _off(layer)
     if _is_denied_with(layer, place, name, value):
-        put_under(layer, FLOAT32)
-    if name == "built" and value and not vars(layer).get("built"):
+        keep_in_float32(layer, layer.compute_dtype)
+    if newly_built:
         _settle(layer, place)
     if isinstance(layer, keras.Sequential):
         _assigned_to_sequential(layer, name, value)
@@ -432,8 +500,11 @@ def _assigned_to_sequential(layer, name, value):
         private.widen_made_input(value)
     elif name == "built":
         # That is assigned whenever a layer is added, which nothing else tells.
+        seen = vars(layer).setdefault(_ATTACHED, weakref.WeakSet())
         for inner in private.sublayers(layer):
-            _attached(layer, inner)
+            if inner not in seen:
+                seen.add(inner)
+                _attached(layer, inner)
 
 
 def _is_denied_with(layer, place, name, value):
@@ -519,7 +590,22 @@ def _rule_from(config, custom_objects):
     return found
 
 
-_NO_RULES = Policy("float32")
 _DECISIVE = {"autocast", "built", private.SEQUENTIAL_LAYERS, *lists.CONDITIONS}
 
-private.layer_hook(_choose, _attached, _assigned)
+
+@functools.cache
+def _no_rules():
+    """Return the policy that stands for having none of keras_mp's."""
+    return Policy("float32")
+
+
+@functools.cache
+def _watch_layers():
+    """Have layers obey policies as they get them, from the first `Policy` on."""
+    if not private.layer_hook(_choose, _attached, _assigned):
+        warnings.warn(
+            f"keras_mp.Policy: Keras {keras.__version__} does not tell when a layer "
+            "gets its policy. Rules and float32 layers take effect when a model is "
+            "compiled: use keras_mp.compile or keras_mp.convert.",
+            stacklevel=4,
+        )

@@ -6,6 +6,8 @@ Every function here is tested on the oldest and the newest supported Keras.
 import contextlib
 import functools
 import inspect
+import os
+import re
 import sys
 
 import keras
@@ -33,6 +35,17 @@ def readers_of(model, tensor):
                 yield layer, node.outputs
 
 
+def graph_operations(model):
+    """Return the operations of a Functional model that are no layers, inputs first."""
+    operations = getattr(model, "operations", ())
+    return [each for each in operations if not isinstance(each, keras.layers.Layer)]
+
+
+def readers_of_operation(operation):
+    """Return the operations and layers that read what ``operation`` returns."""
+    return [node.operation for node in operation._outbound_nodes]
+
+
 def walk(layer):
     """Return ``layer`` and all layers inside it, each once."""
     return list(layer._flatten_layers())
@@ -49,6 +62,140 @@ def set_layer_policy(layer, policy):
 def is_of_keras(layer):
     """Return whether the class of ``layer`` is one of Keras's own."""
     return type(layer).__module__.split(".")[0] == "keras"
+
+
+def is_code_of_keras(method):
+    """Return whether Keras, or keras_mp, wrote ``method``, a function of a class."""
+    return method.__module__.split(".")[0] in ("keras", "keras_mp")
+
+
+def has_own_call(layer):
+    """Return whether calling ``layer`` runs code of the user's own.
+
+    So it is with Keras's layers around a function, a SavedModel or a foreign module.
+    """
+    if not is_code_of_keras(type(layer).call):
+        return True
+    names = ("FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper")
+    kinds = (getattr(keras.layers, name, None) for name in names)
+    return isinstance(layer, tuple(filter(None, kinds)))
+
+
+def has_graph(layer):
+    """Return whether ``layer`` runs a graph of layers: Functional or Sequential."""
+    graphs = keras.Sequential, keras.Function
+    return isinstance(layer, graphs) and is_code_of_keras(type(layer).call)
+
+
+@functools.cache
+def mentions(cls, names):
+    """Return whether code of the user's own in the class ``cls`` uses one of ``names``."""
+    return any(
+        inspect.isfunction(value) and _mentions(value.__code__, names)
+        for base in cls.__mro__
+        if not base.__module__.startswith("keras.")
+        for value in vars(base).values()
+    )
+
+
+def _mentions(code, names):
+    inner = (each for each in code.co_consts if inspect.iscode(each))
+    return bool(names & {*code.co_names}) or any(_mentions(c, names) for c in inner)
+
+
+def operations_of(function, *args, **kwargs):
+    """Return the types of TensorFlow's operations that ``function`` uses, as a set.
+
+    It is traced with tensors of these shapes and dtypes and not run. None if it cannot
+    be traced so, or with another backend.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    def spec(leaf):
+        return tf.TensorSpec(leaf.shape, leaf.dtype) if tf.is_tensor(leaf) else leaf
+
+    try:
+        traced = tf.function(function, autograph=False).get_concrete_function(
+            *tf.nest.map_structure(spec, args), **tf.nest.map_structure(spec, kwargs)
+        )
+    except Exception:
+        return None
+    graph = traced.graph.as_graph_def()
+    bodies = [graph.node, *(inner.node_def for inner in graph.library.function)]
+    return {node.op for body in bodies for node in body}
+
+
+def metrics_of(layer):
+    """Return the metrics that ``layer`` itself holds, without those of sublayers."""
+    return list(layer._metrics)
+
+
+def stored_dtype(variable):
+    """Return the dtype in which ``variable`` is stored, whatever it is read in."""
+    return keras.backend.standardize_dtype(variable._dtype)
+
+
+def values_of(variables):
+    """Return the present values of ``variables``, on this replica, as tensors.
+
+    Values are shared, not copied, until a variable is assigned. `keras.ops` hands a
+    TensorFlow variable back instead of reading it.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return [keras.ops.copy(variable) for variable in variables]
+    import tensorflow as tf
+
+    return [tf.convert_to_tensor(variable.value) for variable in variables]
+
+
+def leaves(structure):
+    """Return the leaves of a nested ``structure``, as a list."""
+    return keras.tree.flatten(structure)
+
+
+def message_of(error):
+    """Return what ``error`` says, without the arguments that Keras adds to it."""
+    message = str(error).split("Arguments received by")[0]
+    message = re.sub(r"\x1b\[\d+m", "", message).strip()
+    return message.split("\n\n", 1)[-1].strip()
+
+
+_LOW_NAMES = re.compile(r"float16|\bhalf\b")
+_OTHERS = re.compile(r"float32|float64|\bfloat\b|complex|allowed values|OpKernel")
+
+
+def is_dtype_error(error):
+    """Return whether ``error`` says that dtypes do not match, one being of 16 bits."""
+    kinds = [TypeError, ValueError]
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        kinds += [
+            tf.errors.InvalidArgumentError,
+            tf.errors.NotFoundError,
+            tf.errors.UnimplementedError,
+        ]
+    message = message_of(error)
+    return (
+        isinstance(error, tuple(kinds))
+        and bool(_LOW_NAMES.search(message))
+        and bool(_OTHERS.search(re.sub(r"b?float16", "", message)))
+    )
+
+
+_LIBRARIES = [
+    os.path.dirname(module.__file__) + os.sep
+    for module in (keras, sys.modules[__name__.split(".")[0]])
+]
+
+
+def is_library(filename):
+    """Return whether a source file is keras_mp's, Keras's, or an installed package's."""
+    parts = filename.replace(os.sep, "/").split("/")
+    installed = {"site-packages", "dist-packages"} & {*parts}
+    return bool(installed) or filename.startswith(tuple(_LIBRARIES))
 
 
 def own_variables(layer):
@@ -78,13 +225,17 @@ def place_of(layer):
     return layer.__dict__.get("_path") or layer.name
 
 
+_HOOK = "_keras_mp_handlers"
+
+
 def layer_hook(choose, attached, assigned):
     """Have policies chosen per layer: as a layer gets one, its path, or a sublayer.
 
     Keras looks a policy up without saying for which layer, and knows a path only for
     layers that are built with weights, so that rules on a ``Softmax`` or an
     ``Activation`` could never match. ``_setattr_hook`` is the seam Keras has for such
-    needs: it sees whatever is stored on a layer.
+    needs: it sees whatever is stored on a layer. It is replaced once in a process,
+    whatever modules are reloaded; a second call replaces the handlers only.
 
     Args:
         choose: ``choose(layer, policy, path, attribute) -> policy``, called when
@@ -94,12 +245,26 @@ def layer_hook(choose, attached, assigned):
             another, alone or in a list, tuple or dict.
         assigned: ``assigned(layer, name, value) -> value``, called when ``layer`` is
             about to get any other attribute.
+
+    Returns:
+        Whether this Keras has the hook.
     """
     base = keras.layers.Layer
-    follow = base._setattr_hook
+    handlers = choose, attached, assigned
+    follow = getattr(base, "_setattr_hook", None)
+    if follow is None:
+        return False
+    if hasattr(follow, _HOOK):
+        getattr(follow, _HOOK)[:] = handlers
+        return True
+    current = list(handlers)
 
     def hook(self, name, value):
         name, value = follow(self, name, value)
+        # A model may store its layers before it calls super().__init__().
+        if name != "_dtype_policy" and "_dtype_policy" not in vars(self):
+            return name, value
+        choose, attached, assigned = current
         if name in ("_dtype_policy", "outer_policy"):
             return name, choose(self, value, place_of(self), name)
         if name == "_path" and value:
@@ -108,10 +273,13 @@ def layer_hook(choose, attached, assigned):
             )
         value = assigned(self, name, value)
         for sublayer in _layers_in(value):
-            attached(self, sublayer)
+            if "_dtype_policy" in vars(sublayer):
+                attached(self, sublayer)
         return name, value
 
+    setattr(hook, _HOOK, current)
     base._setattr_hook = hook
+    return True
 
 
 def _layers_in(value):
@@ -147,8 +315,12 @@ def cast_with_mask(tensor, dtype):
 
     `keras.ops.cast` drops the mask, and Keras 3.12 does so in its own casts too.
     """
-    mask = getattr(tensor, "_keras_mask", None)
-    tensor = keras.ops.cast(tensor, dtype)
+    return with_mask_of(tensor, keras.ops.cast(tensor, dtype))
+
+
+def with_mask_of(source, tensor):
+    """Return ``tensor`` with the mask that Keras keeps on ``source``, if there is one."""
+    mask = getattr(source, "_keras_mask", None)
     if mask is not None:
         tensor._keras_mask = mask
     return tensor
@@ -559,6 +731,88 @@ def before_unstack(first, *others):
     if others and list(map(id, outputs)) != list(map(id, (first, *others))):
         return None
     return operation.inputs[0]
+
+
+#: TensorFlow's operations that move numbers and change none.
+_MOVES = {
+    "BroadcastTo",
+    "ConcatV2",
+    "ExpandDims",
+    "GatherV2",
+    "Identity",
+    "Pack",
+    "Reshape",
+    "ReverseV2",
+    "Slice",
+    "Split",
+    "SplitV",
+    "Squeeze",
+    "StopGradient",
+    "StridedSlice",
+    "Tile",
+    "Transpose",
+    "Unpack",
+}
+
+
+def before_rounding(tensor):
+    """Return the numbers of ``tensor`` before they were cast to 16 bits, or None.
+
+    In a graph that is being traced, TensorFlow knows what a tensor was cast from. If it
+    was sliced, reshaped or joined since, the same is done to the source. Eager tensors
+    do not tell.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return None
+    operation = _operation(tensor)
+    if operation is None or not tensor.dtype.is_floating:
+        return None
+    if operation.type == "Cast":
+        (source,) = operation.inputs
+        if not source.dtype.is_floating:
+            return None
+        if source.dtype.size > tensor.dtype.size == 2:
+            return source
+        return before_rounding(source) if source.dtype.size == 2 else None
+    if operation.type not in _MOVES:
+        return None
+    inputs = list(operation.inputs)
+    moved = [before_rounding(each) for each in inputs]
+    if all(each is None for each in moved):
+        return None
+    return _again(operation, inputs, moved)[tensor.value_index]
+
+
+def _again(operation, inputs, moved):
+    """Return the outputs of ``operation`` on what is ``moved`` of its ``inputs``."""
+    import tensorflow as tf
+
+    sources = [
+        given if source is None else source
+        for given, source in zip(inputs, moved, strict=True)
+    ]
+    # What is joined with a float32 tensor is in float32 as well.
+    sources = [
+        tf.cast(source, "float32")
+        if source.dtype.is_floating and source.dtype.size == 2
+        else source
+        for source in sources
+    ]
+    definition, arguments, inferred = operation.op_def, {}, set()
+    for argument in definition.input_arg:
+        inferred |= {argument.type_attr, argument.number_attr}
+        if argument.number_attr:
+            count = operation.get_attr(argument.number_attr)
+            arguments[argument.name], sources = sources[:count], sources[count:]
+        else:
+            arguments[argument.name], *sources = sources
+    attributes = {
+        attribute.name: operation.get_attr(attribute.name)
+        for attribute in definition.attr
+        if attribute.name not in inferred
+    }
+    outputs = getattr(tf.raw_ops, operation.type)(**arguments, **attributes)
+    return outputs if isinstance(outputs, list) else [outputs]
 
 
 def _operation(tensor):

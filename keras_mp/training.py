@@ -214,7 +214,7 @@ def _protected(model, train_step):
             private.build_for(model, data)
         skipped = _skipped(optimizers)
         variables = model.non_trainable_variables + model.metrics_variables
-        values = distribute.values_of(variables)
+        values = private.values_of(variables)
         logs = train_step(data)
         clean = ops.equal(skipped, _skipped(optimizers))
         distribute.restore_unless(clean, variables, values)
@@ -246,7 +246,7 @@ def _make_safe(model):
     policies.resolve_rules(model)
     _report_unmatched_rules(model)
     if policies.is_low_anywhere(model):
-        guards.widen_outputs(model)
+        guards.guard_steps(model)
         inputs.watch(model)
 
 

@@ -21,7 +21,8 @@ ROOMS = {
     "numerics": {"private"},
     "ops": {"numerics", "private"},
     "lists": set(),
-    "guards": {"lists", "numerics", "ops", "private"},
+    "flow": {"numerics", "private"},
+    "guards": {"flow", "lists", "numerics", "ops", "private"},
     "scaling": set(),
     "accumulation": {"numerics", "private"},
     "distribute": {"numerics", "private", "scaling"},
@@ -35,7 +36,7 @@ ROOMS = {
         "scaling",
     },
     "policies": {"guards", "hardware", "lists", "private"},
-    "layers": {"numerics", "policies", "private"},
+    "layers": {"flow", "numerics", "policies", "private"},
     "inputs": {"distribute", "lists", "private"},
     "placement": {"guards", "layers", "policies", "private"},
     "conversion": {
@@ -56,7 +57,7 @@ ROOMS = {
         "private",
         "scaling",
     },
-    "lint": {"guards", "policies", "private", "training"},
+    "lint": {"flow", "guards", "policies", "private", "training"},
     "callbacks": {"optimizer"},
     "export": {"policies", "private"},
     "compare": {

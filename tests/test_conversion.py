@@ -155,7 +155,7 @@ def test_rules_hold(model, built):
     if built:
         model(X)
     convert(model, RULED)
-    assert model(X).dtype == "float32"
+    assert model.predict(X, verbose=0).dtype == "float32"
     found = by_policy(model)
     low = {path for path, dtype in found.items() if dtype == "float16"}
     high = {path for path, dtype in found.items() if dtype == "float32"}
@@ -183,7 +183,7 @@ def test_way_there_and_back_predicts_the_same(model, way):
     before = np.asarray(predict())
     convert(model, "mixed_bfloat16")
     low = np.asarray(predict())
-    assert low.dtype.name == "bfloat16"
+    assert low.dtype.name == ("bfloat16" if way == "call" else "float32")
     convert(model, "float32")
     after = np.asarray(predict())
     assert before.dtype == after.dtype == "float32"

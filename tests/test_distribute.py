@@ -590,7 +590,7 @@ def case_restore(replicas, variables="mirrored"):
     }
 
     def step_of_replica(clean, number):
-        values = distribute.values_of(list(held.values()))
+        values = private.values_of(list(held.values()))
         held["shared"].assign(5.0)
         if not shared:
             held["own"].assign(number)

@@ -54,7 +54,8 @@ def test_set_layer_policy_changes_one_layer_of_a_shared_map():
 
 def test_hook_sees_name_and_path_and_can_be_put_back(monkeypatch):
     base = keras.layers.Layer
-    monkeypatch.setattr(base, "_setattr_hook", base._setattr_hook)
+    unhooked = keras.Operation._setattr_hook
+    monkeypatch.setattr(base, "_setattr_hook", unhooked)
     seen, given = [], []
 
     def resolve(layer, policy, path, attribute):

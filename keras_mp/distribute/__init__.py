@@ -10,7 +10,6 @@ from keras_mp.distribute.step import (
     run_once,
     run_step,
     share_variables,
-    values_of,
 )
 from keras_mp.distribute.trainer import mend
 
@@ -26,5 +25,4 @@ __all__ = [
     "run_step",
     "scope_of",
     "share_variables",
-    "values_of",
 ]

@@ -15,7 +15,7 @@ import keras
 from keras import ops
 
 from keras_mp import numerics, private
-from keras_mp.distribute.step import assign_all, nothing, values_of
+from keras_mp.distribute.step import assign_all, nothing
 
 # Whether the share of the replica that runs in this thread has no row.
 _running = threading.local()
@@ -69,7 +69,7 @@ def _step_on_maybe_empty(model, step, data, empty):
         for variable in model.non_trainable_variables + model.metrics_variables
         if _is_own(variable)
     ]
-    values = values_of(variables)
+    values = private.values_of(variables)
     _running.empty = empty
     try:
         logs = step(data)

@@ -180,19 +180,6 @@ def run_once(create):
     tf.distribute.get_replica_context().merge_call(merged)
 
 
-def values_of(variables):
-    """Return the present values of ``variables``, on this replica, as tensors.
-
-    Values are shared, not copied, until a variable is assigned. `keras.ops` hands a
-    TensorFlow variable back instead of reading it.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return [ops.copy(variable) for variable in variables]
-    import tensorflow as tf
-
-    return [tf.convert_to_tensor(variable.value) for variable in variables]
-
-
 def restore_unless(clean, variables, values):
     """Set ``variables`` back to ``values`` unless ``clean`` is true.
 

@@ -10,12 +10,20 @@ of it is saved: who loads a model puts the guards back (`keras_mp.load_model`,
 from collections.abc import Callable
 from typing import NamedTuple
 
+import keras
+
+from keras_mp import lists, private
 from keras_mp.guards import (
+    activations,
     attention,
     containers,
     functions,
+    islands,
+    kept,
     normalization,
-    outputs,
+    operations,
+    own,
+    steps,
     weights,
 )
 
@@ -31,9 +39,7 @@ class Guard(NamedTuple):
 #: Each guard with the name by which reports call it.
 GUARDS = {
     "activation": Guard(
-        functions.has_steep_activations,
-        functions.are_activations_guarded,
-        functions.guard_activations,
+        activations.has_steep, activations.are_guarded, activations.guard
     ),
     "activity regularizer": Guard(
         functions.has_regularizer,
@@ -51,23 +57,56 @@ GUARDS = {
     "inputs": Guard(containers.holds_readers, containers.is_guarded, containers.guard),
     "normalization": Guard(
         normalization.is_batch_normalization,
-        functions.is_call_guarded,
+        normalization.is_guarded,
         normalization.guard,
     ),
     "scores and softmax": Guard(
         attention.is_guarded_class, attention.is_guarded, attention.guard
     ),
-    "weights": Guard(
-        weights.computes_with_weights, functions.is_call_guarded, weights.guard
-    ),
+    "weights": Guard(weights.computes_with_weights, weights.is_guarded, weights.guard),
 }
 
 
-def guard(layer):
-    """Put on ``layer`` the guards that it needs; the sublayers stay as they are."""
+def guard(layer, strict=False):
+    """Put on ``layer`` the guards that it needs; the sublayers stay as they are.
+
+    Args:
+        layer: A layer that computes in low precision.
+        strict: Whether errors about dtypes in code of the user's own are to be raised.
+    """
     for one in GUARDS.values():
         if one.is_needed(layer):
             one.put(layer)
+    if activations.has_any(layer):
+        activations.guard(layer)
+    if private.has_own_call(layer):
+        islands.set_strict(layer, strict)
+    guard_flow(layer)
+
+
+def guard_flow(layer):
+    """Have what ``layer`` hands on, and what is inside it, suit who reads it."""
+    if hasattr(layer, "outer_policy"):  # a float32 island hands back what is around it
+        return
+    if private.has_own_call(layer):
+        own.guard_own(layer)
+    elif private.has_graph(layer):
+        own.guard_graph(layer)
+        operations.guard_operations(layer)
+    elif kept.dtype_around(layer) is not None:
+        kept.guard_kept(layer)
+    elif isinstance(layer, lists.EMBEDDINGS):
+        kept.guard_reader(layer)
+    elif private.sublayers(layer):
+        own.guard_wrapper(layer)
+    if isinstance(layer, keras.Model):
+        steps.guard_steps_of_keras(layer)
+
+
+def guard_own(layer, strict):
+    """Guard the code of the user's own in ``layer``, which need not be built."""
+    islands.set_strict(layer, strict)
+    own.guard_own(layer)
 
 
 def names(layer):
@@ -90,5 +129,12 @@ def is_whole(layer):
     return attention.is_guarded_class(layer)
 
 
+guard_follower = kept.guard_follower
+keep = kept.keep
+dtype_around = kept.dtype_around
+takes_raw_data = kept.takes_raw_data
 keep_inputs = containers.guard_with
-widen_outputs = outputs.widen
+island_reason = islands.reason
+are_steps_guarded = steps.are_guarded
+guard_steps = steps.guard_steps
+narrow_steps = steps.narrow

@@ -19,6 +19,7 @@ import keras
 from keras import ops
 
 from keras_mp import private
+from keras_mp.guards.wrapping import is_wrapped, wrap_once
 from keras_mp.ops import float32
 
 #: No score in float16 is to exceed it, whatever the signs of its terms.
@@ -29,28 +30,44 @@ _MASKED = -(2.0**127)
 
 
 def is_guarded_class(layer):
-    """Return whether ``layer`` is of a class of Keras's that has a guard here."""
-    return type(layer) in _GUARDS
+    """Return whether ``layer`` computes attention as a class of Keras's does.
+
+    Subclasses that add arguments or a cache, as KerasHub's, are guarded as well; those
+    that replace the computation are not.
+    """
+    return _base_of(layer) is not None
+
+
+def _base_of(layer):
+    """Return the class of Keras's whose computation ``layer`` inherits, or None."""
+    for base, parts in _PARTS.items():
+        if isinstance(layer, base):
+            cls = type(layer)
+            same = all(getattr(cls, part) is getattr(base, part) for part in parts)
+            return base if same else None
+    return None
 
 
 def is_guarded(layer):
     """Return whether a layer of such a class is guarded."""
-    return "_keras_mp_guarded" in vars(layer)
+    return is_wrapped(layer, _MARK)
 
 
 def guard(layer):
     """Guard the scores and the softmax of a built attention layer of Keras's."""
-    if not is_guarded(layer):
-        _GUARDS[type(layer)](layer)
-        layer._keras_mp_guarded = True
+    base = _base_of(layer)
+    single = base in (keras.layers.AdditiveAttention, keras.layers.Attention)
+    if single:
+        _guard_single_head(layer)
+    else:
+        wrapper = functools.partial(_multi_head, layer)
+        wrap_once(layer, "_compute_attention", _MARK, wrapper)
     for softmax in private.sublayers(layer):
         if isinstance(softmax, keras.layers.Softmax):
             private.set_layer_policy(softmax, _FLOAT32)
 
 
-def _guard_multi_head(layer):
-    compute = layer._compute_attention
-
+def _multi_head(layer, compute):
     @functools.wraps(compute)
     def guarded(query, *args, **kwargs):
         # Flash attention is one kernel, which keeps its scores in float32.
@@ -59,7 +76,7 @@ def _guard_multi_head(layer):
         bound = inspect.signature(compute).bind(query, *args, **kwargs)
         return _attend(layer, **bound.arguments)
 
-    layer._compute_attention = guarded
+    return guarded
 
 
 def _attend(
@@ -145,7 +162,7 @@ _MATMULS = _Products(
 def _scores(layer, query, key):
     """Return the scaled scores of several heads in float32."""
     left, right, scores = re.split(",|->", layer._dot_product_equation)
-    if type(layer) is keras.layers.MultiHeadAttention:  # whose keys come first
+    if isinstance(layer, keras.layers.MultiHeadAttention):  # whose keys come first
         products, axes = _einsums(right, left, scores), layer._attention_axes
         scale = layer._inverse_sqrt_key_dim
     else:
@@ -198,18 +215,27 @@ def _fitted(query, key, axes):
 
 
 def _guard_single_head(layer):
-    calculate, apply = layer._calculate_scores, layer._apply_scores
+    wrap_once(layer, "_calculate_scores", _MARK, functools.partial(_calculated, layer))
+    wrap_once(layer, "_apply_scores", "weights", functools.partial(_applied, layer))
 
+
+def _calculated(layer, calculate):
     @functools.wraps(calculate)
     def calculate_scores(query, key):
         if not _is_low(query):
             return calculate(query, key)
-        if layer.score_mode != "dot" or type(layer) is keras.layers.AdditiveAttention:
+        if layer.score_mode != "dot" or isinstance(
+            layer, keras.layers.AdditiveAttention
+        ):
             return float32(calculate, output_dtype="float32")(query, key)
         scores = _product(_MATMULS, (1,), query, key)
         with private.variables_as_stored():
             return scores if layer.scale is None else ops.multiply(scores, layer.scale)
 
+    return calculate_scores
+
+
+def _applied(layer, apply):
     @functools.wraps(apply)
     def apply_scores(scores, value, scores_mask=None, training=False):
         if not _is_low(value):
@@ -226,15 +252,17 @@ def _guard_single_head(layer):
             )
         return ops.matmul(kept, value), weights
 
-    layer._calculate_scores = calculate_scores
-    layer._apply_scores = apply_scores
+    return apply_scores
 
 
 _FLOAT32 = keras.DTypePolicy("float32")
 
-_GUARDS = {
-    keras.layers.AdditiveAttention: _guard_single_head,
-    keras.layers.Attention: _guard_single_head,
-    keras.layers.GroupQueryAttention: _guard_multi_head,
-    keras.layers.MultiHeadAttention: _guard_multi_head,
+#: The classes of Keras's, subclasses first, and what in them is replaced or relied on.
+_PARTS = {
+    keras.layers.AdditiveAttention: ("_apply_scores", "_calculate_scores"),
+    keras.layers.Attention: ("_apply_scores", "_calculate_scores"),
+    keras.layers.GroupQueryAttention: ("_compute_attention", "_masked_softmax"),
+    keras.layers.MultiHeadAttention: ("_compute_attention", "_masked_softmax"),
 }
+
+_MARK = "scores and softmax"

@@ -1,8 +1,8 @@
-"""Containers that hand data on to their layers as it came."""
-
-import functools
+"""Containers whose layers read raw data: nothing is rounded on its way to them."""
 
 from keras_mp import lists, private
+
+_READS = "_keras_mp_reads_data"
 
 
 def holds_readers(layer):
@@ -11,19 +11,20 @@ def holds_readers(layer):
 
 
 def is_guarded(layer):
-    """Return whether ``layer`` leaves the casts of inputs to the layers inside."""
-    return not layer.autocast
+    """Return whether ``layer`` leaves the casts of inputs to who reads them."""
+    return vars(layer).get(_READS, False)
 
 
 def guard(layer):
-    """Have a container of layers that read data leave the casts of inputs to them.
+    """Have Keras leave the inputs of a container of layers that read data alone.
 
     Rounded to 16 bits on its way in, an id of 2,049 is another, and a number beyond
-    65,504 none. The container's own weights are read in its compute dtype as before.
+    65,504 none. Code of the user's own in its ``call`` still gets 16 bits; the layer
+    that reads data takes what they were rounded from (`keras_mp.flow`).
     """
     if not is_guarded(layer):
+        vars(layer)[_READS] = True
         layer.autocast = False
-        layer.call = _reading_in(layer, layer.call)
 
 
 def guard_with(layer, sublayer):
@@ -34,13 +35,3 @@ def guard_with(layer, sublayer):
 
 def _reads_data(layer):
     return any(isinstance(inner, lists.DATA) for inner in private.walk(layer))
-
-
-def _reading_in(layer, call):
-    # Keras reads weights in the dtype of the layer around if ``autocast`` is off.
-    @functools.wraps(call)
-    def reading(*args, **kwargs):
-        with private.variables_read_in(layer.compute_dtype):
-            return call(*args, **kwargs)
-
-    return reading

@@ -1,11 +1,10 @@
-"""Functions of a layer: its call, activations, activity regularizer, and add_loss."""
+"""Functions of a layer: its call, activity regularizer, and add_loss."""
 
 import functools
 
 from keras_mp import lists, numerics, private
+from keras_mp.guards.wrapping import is_wrapped, wrap_once
 from keras_mp.ops import float32
-
-_ACTIVATIONS = ("activation", "recurrent_activation")
 
 
 def computes_inside(layer):
@@ -14,53 +13,13 @@ def computes_inside(layer):
 
 
 def is_call_guarded(layer):
-    """Return whether the ``call`` of ``layer`` is one that guards put around it."""
-    return _is_wrapped(layer.call)
+    """Return whether the ``call`` of ``layer`` is computed in float32."""
+    return is_wrapped(layer, "all of it")
 
 
 def guard_call(layer):
     """Have a layer on `lists.INSIDE` compute in float32, and hand on what came in."""
-    if not is_call_guarded(layer):
-        layer.call = float32(layer.call)
-
-
-def has_steep_activations(layer):
-    """Return whether any activation function of ``layer`` needs float32."""
-    return bool(_steep_activations(layer))
-
-
-def are_activations_guarded(layer):
-    """Return whether all activation functions are guarded that need it."""
-    return all(map(_is_wrapped, _steep_activations(layer).values()))
-
-
-def guard_activations(layer):
-    """Have the steep activation functions of ``layer`` computed in float32.
-
-    The result of those in `lists.FLOAT32_FUNCTIONS` stays in float32, for softmax
-    probabilities below float16's smallest number and exponentials above its largest. A
-    recurrent cell's goes back to the dtype of its state.
-    """
-    for name, function in _steep_activations(layer).items():
-        if not _is_wrapped(function):
-            stays = lists.is_float32_function(function)
-            in_cell = hasattr(layer, "state_size")
-            dtype = "float32" if stays and not in_cell else None
-            setattr(layer, name, float32(function, output_dtype=dtype))
-
-
-def _steep_activations(layer):
-    # A recurrent layer only shows what its cell has.
-    own = {name: vars(layer).get(name) for name in _ACTIVATIONS}
-    return {
-        name: function
-        for name, function in own.items()
-        if lists.is_steep_function(function)
-    }
-
-
-def _is_wrapped(function):
-    return hasattr(function, "__wrapped__")
+    wrap_once(layer, "call", "all of it", float32)
 
 
 def has_regularizer(layer):
@@ -80,7 +39,7 @@ def guard_regularizer(layer):
 
 
 class _InFloat32:
-    """A regularizer, called in float32; to all who ask, saving included, itself.
+    """A regularizer that is called in float32 and otherwise looks like the original.
 
     Layers call their regularizer and save it by its class, so it keeps its class.
     """
@@ -106,7 +65,7 @@ def may_add_losses(layer):
 
 def is_add_loss_guarded(layer):
     """Return whether the losses that ``layer`` adds are cast."""
-    return "add_loss" in vars(layer)
+    return is_wrapped(layer, "add_loss")
 
 
 def guard_add_loss(layer):
@@ -114,8 +73,7 @@ def guard_add_loss(layer):
 
     Keras adds them to the loss, which is in float32, and to each other as they are.
     """
-    if not is_add_loss_guarded(layer):
-        layer.add_loss = _widened(layer.add_loss)
+    wrap_once(layer, "add_loss", "add_loss", _widened)
 
 
 def _widened(add_loss):

@@ -7,7 +7,9 @@ import keras
 from keras import ops
 
 from keras_mp import private
-from keras_mp.guards.functions import is_call_guarded
+from keras_mp.guards.wrapping import is_wrapped, wrap_once
+
+_MARK = "normalization"
 
 
 def is_batch_normalization(layer):
@@ -23,8 +25,12 @@ def guard(layer):
     convolutional network's step. The kernel (cuDNN's, oneDNN's) reads 16 bits and
     keeps float32 in registers.
     """
-    if not is_call_guarded(layer):
-        layer.call = types.MethodType(_call, layer)
+    wrap_once(layer, "call", _MARK, lambda call: types.MethodType(_call, layer))
+
+
+def is_guarded(layer):
+    """Return whether ``layer`` trains by one kernel."""
+    return is_wrapped(layer, _MARK)
 
 
 @functools.wraps(keras.layers.BatchNormalization.call)

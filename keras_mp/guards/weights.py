@@ -5,7 +5,9 @@ import functools
 import keras
 
 from keras_mp import private
-from keras_mp.guards.functions import is_call_guarded
+from keras_mp.guards.wrapping import is_wrapped, wrap_once
+
+_MARK = "weights"
 
 
 def computes_with_weights(layer):
@@ -19,8 +21,12 @@ def guard(layer):
     It assigns the kernel that it has normalized: read in the compute dtype, the float32
     master weights would be rounded to it, in every step.
     """
-    if not is_call_guarded(layer):
-        layer.call = _on_stored(layer.call)
+    wrap_once(layer, "call", _MARK, _on_stored)
+
+
+def is_guarded(layer):
+    """Return whether ``layer`` reads its weights as they are stored."""
+    return is_wrapped(layer, _MARK)
 
 
 def _on_stored(call):

@@ -1,0 +1,161 @@
+"""Which dtype flows on from a layer, by who reads it; and what was rounded for whom.
+
+Under a policy of keras_mp's some layers compute in float32. What they hand on may stay
+in float32 only where the reader is known to take it: a Functional or Sequential graph
+of Keras's, whose layers cast what they get, or a loss, a metric and `predict`. Code of
+the user's own gets the dtype that Keras alone would give, for it multiplies and
+concatenates what it gets with tensors of that dtype.
+
+A tensor that is rounded on its way to such code remembers what it was rounded from.
+Who reads raw data, and who returns predictions, takes that instead.
+"""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_mp import numerics, private
+
+#: The readers: the graph of a Functional or Sequential model; a layer's ``call``, or
+#: another function, of the user's own; such a ``call`` that computes in float32; a step
+#: of ``fit``, ``evaluate`` or ``predict``.
+GRAPH, CODE, ISLAND, STEP = "graph", "code", "island", "step"
+
+_EXACT = "_keras_mp_exact"
+_IN_KERAS = "_keras_mp_dtype_in_keras"
+
+
+class _Present(threading.local):
+    reader = None
+
+
+_present = _Present()
+
+
+def reader() -> str | None:
+    """Return who reads what the layer that is called now hands on; None if unknown."""
+    return _present.reader
+
+
+@contextlib.contextmanager
+def read_by(reader: str | None):
+    """Have ``reader`` read what layers hand on inside the block, in this thread."""
+    before = _present.reader
+    _present.reader = reader
+    try:
+        yield
+    finally:
+        _present.reader = before
+
+
+def remember(tensor: Any, exact: Any) -> Any:
+    """Return ``tensor``, which remembers the float32 tensor that it stands for.
+
+    Args:
+        tensor: A tensor of a 16-bit dtype.
+        exact: The same numbers, not rounded: a tensor, or a function without arguments
+            that computes it.
+    """
+    with contextlib.suppress(AttributeError):  # JAX's arrays take no attributes
+        setattr(tensor, _EXACT, exact)
+    return tensor
+
+
+def unrounded(structure: Any) -> Any:
+    """Return ``structure`` with what its tensors were rounded from, where it is known.
+
+    Tensors of which nothing is known stay as they are.
+    """
+    return keras.tree.map_structure(_unrounded, structure)
+
+
+def _unrounded(leaf):
+    exact = getattr(leaf, _EXACT, None)
+    if exact is None:
+        exact = private.before_rounding(leaf)
+    elif isinstance(exact, Callable):
+        exact = exact()
+    return leaf if exact is None else private.with_mask_of(leaf, exact)
+
+
+def widened(structure: Any) -> Any:
+    """Return ``structure`` with 16-bit floats in float32, unrounded where possible."""
+
+    def widen(leaf):
+        return numerics.widen(_unrounded(leaf)) if is_low(leaf) else leaf
+
+    return keras.tree.map_structure(widen, structure)
+
+
+def rounded(structure: Any, dtype: str) -> Any:
+    """Return ``structure`` with float tensors in ``dtype`` that remember what they were."""
+
+    def narrow(leaf):
+        if not numerics.is_float(leaf) or numerics.dtype_of(leaf) == dtype:
+            return leaf
+        return remember(private.cast_with_mask(leaf, dtype), leaf)
+
+    return keras.tree.map_structure(narrow, structure)
+
+
+def is_low(leaf: Any) -> bool:
+    """Return whether ``leaf`` is a tensor of float16 or bfloat16."""
+    return numerics.is_float(leaf) and numerics.dtype_of(leaf) in private.LOW_PRECISION
+
+
+def hand_on(outputs: Any, dtype: str, *, wanted: bool = False) -> Any:
+    """Return ``outputs`` of a layer in the dtype in which their present reader takes it.
+
+    Args:
+        outputs: What a layer computed in float32, in any structure.
+        dtype: The 16-bit dtype in which Keras alone would hand it on.
+        wanted: Whether float32 is what the user asked for, or what raw data came in.
+            Then only code known to need 16 bits gets them, and not an unknown reader.
+    """
+    if reader() == ISLAND:
+        return widened(outputs)
+    if reader() == GRAPH or (wanted and reader() != CODE):
+        mark = functools.partial(_mark, (dtype, wanted))
+        return keras.tree.map_structure(mark, outputs)
+    return rounded(outputs, dtype)
+
+
+def hand_out(outputs: Any, *, of_model: bool) -> Any:
+    """Return what a container of layers hands to its reader.
+
+    Args:
+        outputs: What its graph or its code returned, in any structure.
+        of_model: Whether it is a model, from whose outputs a step computes losses.
+    """
+    if reader() == ISLAND or (reader() == STEP and of_model):
+        return widened(outputs)
+    return outputs if reader() == GRAPH else as_in_keras(outputs)
+
+
+def _mark(mark, leaf):
+    """Have a tensor that stays in float32 remember the dtype that Keras would give."""
+    if numerics.is_float(leaf) and not is_low(leaf):
+        with contextlib.suppress(AttributeError):
+            setattr(leaf, _IN_KERAS, mark)
+    return leaf
+
+
+def dtype_in_keras(tensor: Any) -> str:
+    """Return the dtype that Keras alone would have given a float ``tensor``."""
+    dtype, _ = getattr(tensor, _IN_KERAS, (None, False))
+    return dtype or numerics.dtype_of(tensor)
+
+
+def as_in_keras(structure: Any) -> Any:
+    """Return ``structure`` with each tensor in the dtype that Keras would have given."""
+
+    def narrow(leaf):
+        dtype, wanted = getattr(leaf, _IN_KERAS, (None, False))
+        stays = dtype is None or (wanted and reader() != CODE)
+        return leaf if stays else rounded(leaf, dtype)
+
+    return keras.tree.map_structure(narrow, structure)

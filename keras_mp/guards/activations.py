@@ -1,0 +1,123 @@
+"""Activation functions that compute in float32, or can be computed in it afterwards.
+
+A layer has its guarded functions only while it is called. Whoever looks at the layer
+or saves it finds the functions that it was given.
+"""
+
+import functools
+
+import keras
+
+from keras_mp import flow, lists, numerics, private
+from keras_mp.guards.wrapping import is_wrapped, wrap_once
+from keras_mp.ops import float32
+
+#: The attributes of layers that hold functions of a tensor.
+_NAMES = ("activation", "recurrent_activation", "function")
+
+
+def has_steep(layer):
+    """Return whether any activation function of ``layer`` is known to need float32."""
+    return any(map(lists.is_steep_function, functions_of(layer).values()))
+
+
+def has_any(layer):
+    """Return whether ``layer`` has a function that changes the numbers it gets."""
+    return bool(functions_of(layer))
+
+
+def are_guarded(layer):
+    """Return whether the functions of ``layer`` are guarded."""
+    return is_wrapped(layer, "activation")
+
+
+def guard(layer):
+    """Have the functions of ``layer`` be exact where it matters.
+
+    Steep ones compute in float32: those of Keras's that are on the lists, and any other
+    that uses an operation of `lists.FLOAT32_OPERATIONS`. What Keras would round stays
+    in float32 for readers that take it: softmax probabilities below float16's smallest
+    number, exponentials above its largest. Every other function has its result remember
+    how to compute it in float32, for a model that returns it.
+    """
+    known = {}
+    for method in ("call", "quantized_call"):
+        if hasattr(layer, method):
+            mark = "activation" if method == "call" else method
+            wrapper = functools.partial(_with_guarded, layer, known)
+            wrap_once(layer, method, mark, wrapper)
+
+
+def functions_of(layer):
+    """Return the functions of ``layer`` that change numbers, by attribute."""
+    own = {name: vars(layer).get(name) for name in _NAMES}
+    in_cell = hasattr(layer, "state_size")
+    return {
+        name: function
+        for name, function in own.items()
+        if callable(function)
+        and not isinstance(function, keras.layers.Layer)
+        and not lists.moves_only(function)
+        # What a cell's other functions return does not leave it.
+        and (lists.is_steep_function(function) or not in_cell)
+    }
+
+
+def _with_guarded(layer, known, call):
+    @functools.wraps(call)
+    def with_guarded(*args, **kwargs):
+        if layer.compute_dtype not in private.LOW_PRECISION:
+            return call(*args, **kwargs)
+        guarded = {
+            name: _guarded(function, known, hasattr(layer, "state_size"))
+            for name, function in functions_of(layer).items()
+        }
+        with private.attributes_for_now([(layer, guarded)]):
+            return call(*args, **kwargs)
+
+    return with_guarded
+
+
+def _guarded(function, known, in_cell):
+    """Return ``function``, guarded. ``known`` holds what was found out of functions."""
+
+    @functools.wraps(function)
+    def guarded(x, *args, **kwargs):
+        if not flow.is_low(x):
+            return function(x, *args, **kwargs)
+
+        def exact():
+            return float32(function)(flow.widened(x), *args, **kwargs)
+
+        kind = known.get(function)
+        if kind is None:
+            kind = known[function] = kind_of(function, x, *args, **kwargs)
+        if kind == "plain":
+            return function(x, *args, **kwargs)
+        if kind == "remembers":
+            return flow.remember(function(x, *args, **kwargs), exact)
+        rounds = kind == "inside" or in_cell
+        hand = flow.rounded if rounds else flow.hand_on
+        return hand(exact(), numerics.dtype_of(x))
+
+    return guarded
+
+
+def kind_of(function, *args, **kwargs):
+    """Return how to guard ``function``, which is to be called with these arguments.
+
+    Returns:
+        "float32" or "inside" for one that has to compute in float32, and of which Keras
+        would round the result too much or not; "remembers" for one that may compute in
+        16 bits; "plain" for one that has to be left alone.
+    """
+    if lists.is_float32_function(function):
+        return "float32"
+    if lists.is_steep_function(function):
+        return "inside"
+    if lists.is_activation(function):
+        return "remembers"
+    operations = private.operations_of(function, *flow.widened(args), **kwargs)
+    if operations is None:
+        return "plain"
+    return "float32" if operations & lists.FLOAT32_OPERATIONS else "remembers"

@@ -1,0 +1,147 @@
+"""Float32 islands for code of the user's own that fails in 16 bits.
+
+A ``call`` that multiplies its float16 input with a float32 constant or random number
+raises with Keras alone. Then the code of that layer, and of no layer around it, is run
+again in float32: it gets its inputs, its variables and what the layers inside it hand
+on in float32. Those layers themselves go on computing in 16 bits.
+"""
+
+import functools
+import re
+import traceback
+import warnings
+
+import keras
+
+from keras_mp import flow, private
+from keras_mp.guards import assignments
+from keras_mp.guards.wrapping import wrap_once
+
+_REASON, _WORKS, _STRICT = (
+    "_keras_mp_island",
+    "_keras_mp_works",
+    "_keras_mp_strict",
+)
+
+
+def reason(layer):
+    """Return why the code of ``layer`` computes in float32, or None if it does not."""
+    return vars(layer).get(_REASON)
+
+
+def set_strict(layer, strict):
+    """Say whether errors of ``layer`` about dtypes are to be raised as they are."""
+    vars(layer)[_STRICT] = strict
+
+
+def call(layer, function, args, kwargs):
+    """Return ``function(*args, **kwargs)``, the ``call`` of a layer of the user's own.
+
+    Args:
+        layer: The layer.
+        function: Its ``call`` as the user wrote it.
+        args, kwargs: Its arguments.
+
+    Raises:
+        Exception: What ``function`` raises, if it is not about dtypes or is raised in
+            float32 too.
+    """
+    low = layer.compute_dtype in private.LOW_PRECISION
+    if low and reason(layer):
+        return _in_float32(layer, function, args, kwargs)
+    works = kwargs.get("training") in vars(layer).get(_WORKS, ())
+    if not low or works or vars(layer).get(_STRICT):
+        with flow.read_by(flow.CODE):
+            return function(*args, **kwargs)
+    return _first_call(layer, function, args, kwargs)
+
+
+def _first_call(layer, function, args, kwargs):
+    before = _state(layer)
+    try:
+        with flow.read_by(flow.CODE), assignments.watched(layer):
+            outputs = function(*args, **kwargs)
+    except Exception as error:
+        if not private.is_dtype_error(error):
+            raise
+        _restore(before)
+        try:
+            outputs = _in_float32(layer, function, args, kwargs)
+        except Exception:
+            raise error from None
+        _settle(layer, error)
+        return outputs
+    if layer.built:
+        vars(layer).setdefault(_WORKS, []).append(kwargs.get("training"))
+    return outputs
+
+
+def _in_float32(layer, function, args, kwargs):
+    for inner in private.walk(layer)[1:]:
+        wrap_once(inner, "call", "in island", _handing_on)
+    args, kwargs = flow.widened((args, kwargs))
+    own_dtype = private.policy_as(layer, keras.DTypePolicy("float32"))
+    dtype = layer.compute_dtype
+    with (
+        private.attributes_for_now(own_dtype),
+        flow.read_by(flow.ISLAND),
+        private.variables_as_stored(),
+    ):
+        outputs = function(*args, **kwargs)
+    return flow.rounded(outputs, dtype)
+
+
+def _handing_on(inner_call):
+    """Return the ``call`` of a layer inside an island; code there gets float32."""
+
+    @functools.wraps(inner_call)
+    def handing_on(*args, **kwargs):
+        outputs = inner_call(*args, **kwargs)
+        return flow.widened(outputs) if flow.reader() == flow.ISLAND else outputs
+
+    return handing_on
+
+
+def _state(layer):
+    """Return what a ``call`` that fails half way may have changed."""
+    losses = [(inner, list(inner._losses)) for inner in private.walk(layer)]
+    variables = layer.non_trainable_variables
+    with private.variables_as_stored():
+        values = private.values_of(variables)
+    return losses, list(zip(variables, values, strict=True))
+
+
+def _restore(state):
+    losses, values = state
+    for inner, before in losses:
+        inner._losses[:] = before
+    for variable, value in values:
+        variable.assign(value)
+
+
+def _settle(layer, error):
+    message = private.message_of(error)
+    operation = re.search(r"'(\w+)' Op|compute (\w+) as", message)
+    where = _line(error)
+    found = " ".join(
+        [
+            *([f"in operation {operation[1] or operation[2]}"] if operation else []),
+            *([f"at {where}"] if where else []),
+        ]
+    )
+    vars(layer)[_REASON] = f"its code mixes dtypes {found}".strip()
+    warnings.warn(
+        f"Layer '{layer.name}' ({type(layer).__name__}) failed in "
+        f"{layer.compute_dtype} {found}: {message.splitlines()[0][:200]} Its code "
+        "computes in float32 from now on, as a float32 island; layers inside it still "
+        "compute in 16 bits. To have all of it in 16 bits, cast what it mixes to "
+        "`self.compute_dtype`; to get the error, use keras_mp.Policy(..., strict=True).",
+        stacklevel=2,
+    )
+
+
+def _line(error):
+    """Return the line of the user's code in which ``error`` was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not private.is_library(frame.filename)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else None

@@ -1,0 +1,95 @@
+"""Layers of Keras's that compute in float32, or in the dtype that comes in.
+
+What they hand on is in float32 only for readers that take it (`keras_mp.flow`).
+"""
+
+import functools
+
+from keras_mp import flow, lists, numerics, private
+from keras_mp.guards.wrapping import wrap_once
+
+_AROUND = "_keras_mp_dtype_around"
+
+
+def keep(layer, dtype, wanted=False):
+    """Remember that ``layer`` is kept in float32 where Keras alone would use ``dtype``.
+
+    Args:
+        layer: A layer that has got a float32 policy.
+        dtype: The 16-bit dtype around it; None if Keras would use float32 as well.
+        wanted: Whether a rule of the user's asks for it.
+    """
+    before, _ = vars(layer).get(_AROUND, (None, False))
+    vars(layer)[_AROUND] = dtype, wanted
+    changed = (dtype is None) != (before is None)
+    if isinstance(layer, lists.DATA) and changed and hasattr(layer, "autocast"):
+        layer.autocast = dtype is None
+
+
+def takes_raw_data(layer):
+    """Return whether a kept ``layer`` takes its inputs as they were before rounding.
+
+    Keras is not to cast them.
+    """
+    return isinstance(layer, lists.DATA) and dtype_around(layer) is not None
+
+
+def dtype_around(layer):
+    """Return the dtype that Keras alone would use for a kept ``layer``, or None."""
+    dtype, _ = vars(layer).get(_AROUND, (None, False))
+    return dtype if layer.compute_dtype == "float32" else None
+
+
+def handed_on(layer, outputs, raw=False):
+    """Return ``outputs`` of a kept layer as its reader takes them."""
+    dtype, wanted = vars(layer)[_AROUND]
+    return flow.hand_on(outputs, dtype, wanted=wanted or raw)
+
+
+def guard_kept(layer):
+    """Have a kept layer of Keras's hand on what its reader takes."""
+    wrap_once(layer, "call", "kept", functools.partial(_kept, layer))
+
+
+def _kept(layer, call):
+    @functools.wraps(call)
+    def kept(*args, **kwargs):
+        if dtype_around(layer) is None:
+            return call(*args, **kwargs)
+        reads = takes_raw_data(layer)
+        raw = reads and not any(map(flow.is_low, private.leaves((args, kwargs))))
+        arguments = flow.unrounded((args, kwargs)) if reads else (args, kwargs)
+        args, kwargs = numerics.cast_floats(arguments, "float32")
+        return handed_on(layer, call(*args, **kwargs), raw)
+
+    return kept
+
+
+def guard_reader(layer):
+    """Have a layer that looks up ids take them as they were before any rounding."""
+    wrap_once(layer, "call", "reads", _reading)
+
+
+def _reading(call):
+    @functools.wraps(call)
+    def reading(*args, **kwargs):
+        args, kwargs = flow.unrounded((args, kwargs))
+        return call(*args, **kwargs)
+
+    return reading
+
+
+def guard_follower(layer):
+    """Have a layer that moves numbers hand on what its reader takes."""
+    wrap_once(layer, "call", "follows", functools.partial(_follows, layer))
+
+
+def _follows(layer, call):
+    @functools.wraps(call)
+    def follows(*args, **kwargs):
+        outputs = call(*args, **kwargs)
+        if layer.compute_dtype not in private.LOW_PRECISION or layer.autocast:
+            return outputs
+        return flow.hand_on(outputs, layer.compute_dtype, wanted=True)
+
+    return follows

@@ -1,0 +1,69 @@
+"""Operations of `keras.ops` in the graph of a Functional model.
+
+``x / ops.sqrt(ops.sum(x * x))`` is a graph of five operations that no layer holds. Those
+that 16 bits are too few for compute in float32, and so does what feeds only them. Their
+results flow on in float32: layers cast what they get, operations promote it. All others
+remember how to compute their result in float32, for a model that returns it.
+"""
+
+import functools
+
+import keras
+
+from keras_mp import flow, lists, numerics, private
+from keras_mp.guards.wrapping import wrap_once
+from keras_mp.ops import float32
+
+_STEEP = "_keras_mp_steep"
+
+
+def guard_operations(model):
+    """Guard the operations in the graph of ``model``, a Functional model."""
+    operations = private.graph_operations(model)
+    for operation in reversed(operations):  # readers first
+        steep = _is_steep(operation) or _feeds_steep_only(operation)
+        vars(operation)[_STEEP] = steep
+        wrapper = functools.partial(_guarded, operation)
+        wrap_once(operation, "call", "operation", wrapper)
+
+
+def _is_steep(operation):
+    return type(operation).__name__ in lists.FLOAT32_OPS
+
+
+def _feeds_steep_only(operation):
+    readers = private.readers_of_operation(operation)
+    return bool(readers) and all(vars(reader).get(_STEEP) for reader in readers)
+
+
+def _guarded(operation, call):
+    @functools.wraps(call)
+    def guarded(*args, **kwargs):
+        floats = [
+            leaf for leaf in private.leaves((args, kwargs)) if numerics.is_float(leaf)
+        ]
+        dtypes = {flow.dtype_in_keras(leaf) for leaf in floats}
+        dtype = keras.backend.result_type(*dtypes) if dtypes else None
+        if dtype not in private.LOW_PRECISION:
+            return call(*args, **kwargs)
+
+        def exact():
+            widened, named = flow.widened((args, kwargs))
+            return float32(call)(*widened, **named)
+
+        # A cast to another dtype is what its user asks for.
+        if type(operation).__name__ == "Cast":
+            return call(*args, **kwargs)
+        if vars(operation)[_STEEP]:
+            return flow.hand_on(exact(), dtype)
+        outputs = call(*args, **kwargs)
+        if any(map(flow.is_low, private.leaves(outputs))):
+            return _remembering(outputs, exact)
+        return flow.hand_on(outputs, dtype)
+
+    return guarded
+
+
+def _remembering(outputs, exact):
+    """Return ``outputs`` of an operation; a single one remembers how it is ``exact``."""
+    return flow.remember(outputs, exact) if keras.ops.is_tensor(outputs) else outputs
