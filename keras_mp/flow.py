@@ -26,6 +26,7 @@ from keras_mp import numerics, private
 GRAPH, CODE, ISLAND, STEP = "graph", "code", "island", "step"
 
 _EXACT = "_keras_mp_exact"
+_PRODUCT = "_keras_mp_exact_product"
 _IN_KERAS = "_keras_mp_dtype_in_keras"
 
 
@@ -65,6 +66,16 @@ def remember(tensor: Any, exact: Any) -> Any:
     return tensor
 
 
+def remember_product(tensor: Any, exact: Callable) -> Any:
+    """Return ``tensor``, which remembers how to compute all of it in float32.
+
+    Unlike what `remember` does, that is not used but for a head (`widened`).
+    """
+    with contextlib.suppress(AttributeError):
+        setattr(tensor, _PRODUCT, exact)
+    return tensor
+
+
 def unrounded(structure: Any) -> Any:
     """Return ``structure`` with what its tensors were rounded from, where it is known.
 
@@ -73,26 +84,38 @@ def unrounded(structure: Any) -> Any:
     return keras.tree.map_structure(_unrounded, structure)
 
 
-def _unrounded(leaf):
-    exact = getattr(leaf, _EXACT, None)
-    if exact is None:
-        exact = private.before_rounding(leaf)
-    elif isinstance(exact, Callable):
-        exact = exact()
+def _unrounded(leaf, known=None):
+    exact = private.before_rounding(leaf, known or _known)
     return leaf if exact is None else private.with_mask_of(leaf, exact)
 
 
-def widened(structure: Any) -> Any:
-    """Return ``structure`` with 16-bit floats in float32, unrounded where possible."""
+def _known(leaf):
+    exact = getattr(leaf, _EXACT, None)
+    return exact() if isinstance(exact, Callable) else exact
+
+
+def _known_product(leaf):
+    exact = getattr(leaf, _PRODUCT, None)
+    return _known(leaf) if exact is None else exact()
+
+
+def widened(structure: Any, *, products: bool = False) -> Any:
+    """Return ``structure`` with 16-bit floats in float32, unrounded where possible.
+
+    Args:
+        structure: Of tensors, nested in any way.
+        products: Whether a product that is returned is computed in float32 as well.
+    """
+    known = _known_product if products else _known
 
     def widen(leaf):
-        return numerics.widen(_unrounded(leaf)) if is_low(leaf) else leaf
+        return numerics.widen(_unrounded(leaf, known)) if is_low(leaf) else leaf
 
     return keras.tree.map_structure(widen, structure)
 
 
 def rounded(structure: Any, dtype: str) -> Any:
-    """Return ``structure`` with float tensors in ``dtype`` that remember what they were."""
+    """Return ``structure`` with floats in ``dtype``; they remember what they were."""
 
     def narrow(leaf):
         if not numerics.is_float(leaf) or numerics.dtype_of(leaf) == dtype:
@@ -108,7 +131,7 @@ def is_low(leaf: Any) -> bool:
 
 
 def hand_on(outputs: Any, dtype: str, *, wanted: bool = False) -> Any:
-    """Return ``outputs`` of a layer in the dtype in which their present reader takes it.
+    """Return ``outputs`` of a layer in the dtype in which their reader takes them.
 
     Args:
         outputs: What a layer computed in float32, in any structure.
@@ -124,14 +147,17 @@ def hand_on(outputs: Any, dtype: str, *, wanted: bool = False) -> Any:
     return rounded(outputs, dtype)
 
 
-def hand_out(outputs: Any, *, of_model: bool) -> Any:
+def hand_out(outputs: Any, *, of_model: bool, exact_heads: bool = False) -> Any:
     """Return what a container of layers hands to its reader.
 
     Args:
         outputs: What its graph or its code returned, in any structure.
         of_model: Whether it is a model, from whose outputs a step computes losses.
+        exact_heads: Whether a step gets products in float32.
     """
-    if reader() == ISLAND or (reader() == STEP and of_model):
+    if reader() == STEP and of_model:
+        return widened(outputs, products=exact_heads)
+    if reader() == ISLAND:
         return widened(outputs)
     return outputs if reader() == GRAPH else as_in_keras(outputs)
 
@@ -151,7 +177,7 @@ def dtype_in_keras(tensor: Any) -> str:
 
 
 def as_in_keras(structure: Any) -> Any:
-    """Return ``structure`` with each tensor in the dtype that Keras would have given."""
+    """Return ``structure`` with each tensor in the dtype that Keras would give."""
 
     def narrow(leaf):
         dtype, wanted = getattr(leaf, _IN_KERAS, (None, False))

@@ -317,6 +317,59 @@ FOLLOW = _layers(
 )
 
 
+#: Layers that are one product with their weights.
+PRODUCTS = _layers(
+    "Conv1D",
+    "Conv1DTranspose",
+    "Conv2D",
+    "Conv2DTranspose",
+    "Conv3D",
+    "Conv3DTranspose",
+    "Dense",
+    "DepthwiseConv1D",
+    "DepthwiseConv2D",
+    "EinsumDense",
+    "SeparableConv1D",
+    "SeparableConv2D",
+)
+
+#: Losses of logits or probabilities, as classes.
+LOGIT_LOSSES = _found(
+    keras.losses,
+    "BinaryCrossentropy",
+    "BinaryFocalCrossentropy",
+    "CTC",
+    "CategoricalCrossentropy",
+    "CategoricalFocalCrossentropy",
+    "CategoricalGeneralizedCrossEntropy",
+    "CategoricalHinge",
+    "Dice",
+    "Hinge",
+    "KLDivergence",
+    "SparseCategoricalCrossentropy",
+    "SquaredHinge",
+    "Tversky",
+)
+
+#: The same, as functions.
+LOGIT_FUNCTIONS = _found(
+    keras.losses,
+    "binary_crossentropy",
+    "binary_focal_crossentropy",
+    "categorical_crossentropy",
+    "categorical_focal_crossentropy",
+    "categorical_generalized_cross_entropy",
+    "categorical_hinge",
+    "ctc",
+    "dice",
+    "hinge",
+    "kl_divergence",
+    "sparse_categorical_crossentropy",
+    "squared_hinge",
+    "tversky",
+)
+
+
 def matches(rule, layer, path):
     """Return whether one rule matches a layer.
 

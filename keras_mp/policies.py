@@ -372,7 +372,7 @@ def _settle(layer, path):
         keep_in_float32(layer, layer.compute_dtype)
     elif settled and place is None:
         guards.guard(layer, strict=(_rules_of(layer) or _no_rules()).strict)
-    elif place == "allow":
+    elif private.sublayers(layer) and is_low_anywhere(layer):
         guards.guard_flow(layer)
 
 

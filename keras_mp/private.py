@@ -35,6 +35,26 @@ def readers_of(model, tensor):
                 yield layer, node.outputs
 
 
+def graph_of(model):
+    """Return the Functional model that ``model`` is, or has if it is Sequential."""
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model
+
+
+def source_of(tensor):
+    """Return what computes a symbolic ``tensor``, and which of its outputs it is."""
+    history = tensor._keras_history
+    return history.operation, history.tensor_index
+
+
+def inputs_of(tensor):
+    """Return the symbolic tensors that a symbolic ``tensor`` is computed from."""
+    history = tensor._keras_history
+    node = history.operation._inbound_nodes[history.node_index]
+    return list(node.arguments.keras_tensors)
+
+
 def graph_operations(model):
     """Return the operations of a Functional model that are no layers, inputs first."""
     operations = getattr(model, "operations", ())
@@ -89,7 +109,7 @@ def has_graph(layer):
 
 @functools.cache
 def mentions(cls, names):
-    """Return whether code of the user's own in the class ``cls`` uses one of ``names``."""
+    """Return whether the user's own code in the class ``cls`` uses one of ``names``."""
     return any(
         inspect.isfunction(value) and _mentions(value.__code__, names)
         for base in cls.__mro__
@@ -192,7 +212,7 @@ _LIBRARIES = [
 
 
 def is_library(filename):
-    """Return whether a source file is keras_mp's, Keras's, or an installed package's."""
+    """Return whether a source file is keras_mp's or an installed package's."""
     parts = filename.replace(os.sep, "/").split("/")
     installed = {"site-packages", "dist-packages"} & {*parts}
     return bool(installed) or filename.startswith(tuple(_LIBRARIES))
@@ -319,7 +339,7 @@ def cast_with_mask(tensor, dtype):
 
 
 def with_mask_of(source, tensor):
-    """Return ``tensor`` with the mask that Keras keeps on ``source``, if there is one."""
+    """Return ``tensor`` with the mask that Keras keeps on ``source``, if any."""
     mask = getattr(source, "_keras_mask", None)
     if mask is not None:
         tensor._keras_mask = mask
@@ -755,15 +775,23 @@ _MOVES = {
 }
 
 
-def before_rounding(tensor):
-    """Return the numbers of ``tensor`` before they were cast to 16 bits, or None.
+def before_rounding(tensor, known):
+    """Return the numbers of ``tensor`` before they were rounded to 16 bits, or None.
 
     In a graph that is being traced, TensorFlow knows what a tensor was cast from. If it
     was sliced, reshaped or joined since, the same is done to the source. Eager tensors
     do not tell.
+
+    Args:
+        tensor: A tensor.
+        known: ``known(tensor)`` returns the source of one of which it is known
+            otherwise, or None.
     """
     if keras.backend.backend() != "tensorflow":
         return None
+    source = known(tensor)
+    if source is not None:
+        return source
     operation = _operation(tensor)
     if operation is None or not tensor.dtype.is_floating:
         return None
@@ -773,11 +801,11 @@ def before_rounding(tensor):
             return None
         if source.dtype.size > tensor.dtype.size == 2:
             return source
-        return before_rounding(source) if source.dtype.size == 2 else None
+        return before_rounding(source, known) if source.dtype.size == 2 else None
     if operation.type not in _MOVES:
         return None
     inputs = list(operation.inputs)
-    moved = [before_rounding(each) for each in inputs]
+    moved = [before_rounding(each, known) for each in inputs]
     if all(each is None for each in moved):
         return None
     return _again(operation, inputs, moved)[tensor.value_index]

@@ -10,7 +10,16 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mp import conversion, distribute, guards, inputs, policies, private, scaling
+from keras_mp import (
+    conversion,
+    distribute,
+    guards,
+    heads,
+    inputs,
+    policies,
+    private,
+    scaling,
+)
 from keras_mp.optimizer import LossScaleOptimizer, checked_inner
 from keras_mp.scaling import LossScale
 
@@ -75,6 +84,7 @@ def compile(
         # Keras would go by one policy name, and wrap in its own class.
         compile_kwargs["auto_scale_loss"] = False
         model.compile(optimizer=optimizer, loss=loss, **compile_kwargs)
+        heads.settle(model)
     distribute.mend(model, optimizer)
 
 

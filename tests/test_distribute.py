@@ -575,7 +575,7 @@ def case_restore(replicas, variables="mirrored"):
     """Assign to variables of two replicas, and put the values back after a bad step."""
     import tensorflow as tf
 
-    from keras_mp import distribute
+    from keras_mp import distribute, private
 
     shared = variables == "shared"
     strategy = _central_storage(replicas) if shared else mirrored(replicas)

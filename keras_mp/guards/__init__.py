@@ -23,6 +23,7 @@ from keras_mp.guards import (
     normalization,
     operations,
     own,
+    products,
     steps,
     weights,
 )
@@ -79,6 +80,8 @@ def guard(layer, strict=False):
             one.put(layer)
     if activations.has_any(layer):
         activations.guard(layer)
+    if products.is_product(layer):
+        products.guard(layer)
     if private.has_own_call(layer):
         islands.set_strict(layer, strict)
     guard_flow(layer)
@@ -138,3 +141,4 @@ island_reason = islands.reason
 are_steps_guarded = steps.are_guarded
 guard_steps = steps.guard_steps
 narrow_steps = steps.narrow
+set_exact_heads = own.set_exact_heads

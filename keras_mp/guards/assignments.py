@@ -17,7 +17,7 @@ _NAMES = frozenset({"assign", "assign_add", "assign_sub", "update_state"})
 
 
 class RoundedAssignment(TypeError):
-    """A float32 variable was to be assigned a value that had been rounded to 16 bits."""
+    """A float32 variable was to be assigned a value that was rounded to 16 bits."""
 
 
 class _Watch(threading.local):

@@ -1,9 +1,9 @@
 """Operations of `keras.ops` in the graph of a Functional model.
 
-``x / ops.sqrt(ops.sum(x * x))`` is a graph of five operations that no layer holds. Those
-that 16 bits are too few for compute in float32, and so does what feeds only them. Their
-results flow on in float32: layers cast what they get, operations promote it. All others
-remember how to compute their result in float32, for a model that returns it.
+``x / ops.sqrt(ops.sum(x * x))`` is a graph of four operations that no layer holds.
+Those that 16 bits are too few for compute in float32, and so does what feeds only them.
+Their results flow on in float32: layers cast what they get, operations promote it. All
+others remember how to compute their result in float32, for a model that returns it.
 """
 
 import functools
@@ -65,5 +65,5 @@ def _guarded(operation, call):
 
 
 def _remembering(outputs, exact):
-    """Return ``outputs`` of an operation; a single one remembers how it is ``exact``."""
+    """Return ``outputs``; a single tensor remembers how to compute it in float32."""
     return flow.remember(outputs, exact) if keras.ops.is_tensor(outputs) else outputs

@@ -14,6 +14,8 @@ from keras_mp import flow, private
 from keras_mp.guards import containers, islands, kept
 from keras_mp.guards.wrapping import wrap_once
 
+_EXACT_HEADS = "_keras_mp_exact_heads"
+
 
 def guard_graph(model):
     """Have the layers of a Functional or Sequential model hand on float32."""
@@ -77,4 +79,10 @@ def _handed_out(layer, outputs):
     in_step = flow.reader() == flow.STEP and of_model
     if kept.dtype_around(layer) is not None and not in_step:
         return kept.handed_on(layer, outputs)
-    return flow.hand_out(outputs, of_model=of_model)
+    exact_heads = vars(layer).get(_EXACT_HEADS, False)
+    return flow.hand_out(outputs, of_model=of_model, exact_heads=exact_heads)
+
+
+def set_exact_heads(model, exact):
+    """Have ``model`` return products in float32 to a step, or in 16 bits."""
+    vars(model)[_EXACT_HEADS] = exact

@@ -1,0 +1,41 @@
+"""Layers whose product can be computed in float32 afterwards, for a model's head.
+
+Which layer a model of the user's own ends with shows only in what its ``call`` returns.
+So each product in 16 bits remembers how to compute it in float32. What a graph does not
+use in the end, it does not run.
+"""
+
+import functools
+
+import keras
+
+from keras_mp import flow, lists, private
+from keras_mp.guards.wrapping import wrap_once
+
+
+def is_product(layer):
+    """Return whether ``layer`` is a product with its own weights, and nothing else."""
+    return isinstance(layer, lists.PRODUCTS) and not private.has_own_call(layer)
+
+
+def guard(layer):
+    """Have the result of ``layer`` remember how to compute all of it in float32."""
+    wrap_once(layer, "call", "product", functools.partial(_remembering, layer))
+
+
+def _remembering(layer, call):
+    @functools.wraps(call)
+    def remembering(*args, **kwargs):
+        outputs = call(*args, **kwargs)
+        if not flow.is_low(outputs):
+            return outputs
+
+        def exact():
+            dtype = private.policy_as(layer, keras.DTypePolicy("float32"))
+            widened, named = flow.widened((args, kwargs))
+            with private.attributes_for_now(dtype), private.variables_as_stored():
+                return call(*widened, **named)
+
+        return flow.remember_product(outputs, exact)
+
+    return remembering

@@ -1,0 +1,108 @@
+"""The last layer of a model: in 16 bits only for logits and probabilities.
+
+A regression head in float16 has four different predictions for targets near 2,000. What
+a model's outputs are, the loss tells: cross entropies and the like take logits or
+probabilities, whose error is that of their exponent. Any other head is put in float32.
+"""
+
+import keras
+
+from keras_mp import guards, lists, policies, private
+
+_BEFORE = "_keras_mp_before_head"
+
+
+def settle(model: keras.Model) -> None:
+    """Put the heads of a compiled model in float32 whose outputs are no logits.
+
+    In a Functional or Sequential model these are the last layers with weights before
+    each such output, and what lies between. A model of the user's own computes what it
+    returns in float32 instead, where it comes from one layer. Without a loss nothing
+    tells; heads that a rule allows are left alone.
+
+    Args:
+        model: A compiled Keras model. One that was compiled for another loss before
+            gets its former heads back.
+    """
+    for layer in private.walk(model):
+        before = vars(layer).pop(_BEFORE, None)
+        if before is not None:
+            policies.put_under(layer, before)
+    losses = getattr(model, "loss", None)
+    if losses is None:
+        return
+    outputs = list(_outputs(model))
+    guards.set_exact_heads(model, not outputs and not _takes_logits(losses))
+    for path, layer, name, place in outputs:
+        loss = _loss_of(losses, name, place)
+        if loss is not None and not _takes_logits(loss):
+            _keep(layer, path)
+
+
+def reason(layer: keras.layers.Layer) -> str | None:
+    """Return why ``layer``, a head, is in float32; None if it is none."""
+    if _BEFORE in vars(layer):
+        return "the head: its outputs are no logits"
+    return None
+
+
+def _keep(layer, path):
+    low = layer.compute_dtype in private.LOW_PRECISION
+    if low and policies.place_in_lists(layer, path) != "allow":
+        before = policies.policy_of(layer)
+        policies.keep_in_float32(layer, layer.compute_dtype, wanted=True)
+        vars(layer)[_BEFORE] = before
+
+
+def _outputs(model):
+    """Yield path, layer, name and place of what ends each output of a graph."""
+    if not private.has_graph(model) or not model.built:
+        return
+    graph = private.graph_of(model)
+    if graph is None:
+        return
+    names = getattr(model, "output_names", None) or graph.output_names
+    for place, tensor in enumerate(graph.outputs):
+        for layer, path in _last_layers(tensor, model.name):
+            yield path, layer, names[place] if place < len(names) else None, place
+
+
+def _last_layers(tensor, path):
+    """Yield the layers, with paths, that compute ``tensor`` from the last products."""
+    operation, index = private.source_of(tensor)
+    if isinstance(operation, keras.layers.InputLayer):
+        return
+    is_layer = isinstance(operation, keras.layers.Layer)
+    inner_path = f"{path}/{operation.name}"
+    if is_layer and private.has_graph(operation):
+        inner = private.graph_of(operation)
+        yield from _last_layers(inner.outputs[index], inner_path)
+        return
+    if is_layer:
+        yield operation, inner_path
+        if operation.weights:
+            return
+    for source in private.inputs_of(tensor):
+        yield from _last_layers(source, path)
+
+
+def _loss_of(losses, name, place):
+    if isinstance(losses, dict):
+        return losses.get(name)
+    if isinstance(losses, list | tuple):
+        return losses[place] if place < len(losses) else None
+    return losses
+
+
+def _takes_logits(loss):
+    """Return whether all of ``loss``, in any structure, takes logits or probabilities."""
+    each = [one for one in keras.tree.flatten(loss) if one is not None]
+    return bool(each) and all(map(_is_of_logits, each))
+
+
+def _is_of_logits(loss):
+    if isinstance(loss, str | dict):
+        loss = keras.losses.get(loss)
+    function = getattr(loss, "fn", loss)
+    known = any(function is each for each in lists.LOGIT_FUNCTIONS)
+    return known or isinstance(loss, lists.LOGIT_LOSSES)
