@@ -59,6 +59,8 @@ def lint(model: keras.Model, batch_size: int | None = None) -> list[Finding]:
     - ``sensitive``: a layer on the lists of `keras_mp.lists` that computes in 16 bits,
       in no island and without the guard that keras_mp would put on it. What a rule of
       the policy allows is left out.
+    - ``island``: a layer of the user's own whose code failed in 16 bits, since dtypes
+      did not match, and computes in float32 for that. Always a note.
     - ``head``: the model returns 16 bits, to metrics and to who reads predictions.
     - ``functional-loss``: a loss computed in 16 bits. Losses given to ``compile`` cast
       what they get to their own dtype, float32 unless asked otherwise, functions too. A
@@ -105,6 +107,7 @@ def lint(model: keras.Model, batch_size: int | None = None) -> list[Finding]:
     return [
         *_scaling(model, places),
         *_sensitive(places),
+        *_islands(places),
         *heads,
         *_functional_losses(model, any(found.rule == "head" for found in heads)),
         *_rules(model),
@@ -238,6 +241,18 @@ def _sensitive(places):
                     why.format(layer.compute_dtype),
                     fix,
                 )
+
+
+def _islands(places):
+    for layer, path in places:
+        if guards.island_reason(layer):
+            yield Finding(
+                "note",
+                "island",
+                path,
+                f"computes in float32, since {guards.island_reason(layer)}",
+                "cast what it mixes to `self.compute_dtype`",
+            )
 
 
 def _inside_whole(places):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_mp import guards, policies, private
+from keras_mp import guards, heads, policies, private
 from keras_mp.layers import Island
 
 
@@ -82,10 +82,11 @@ def _places(layer, path, around):
 
 def _placement(layer, path, around, mixed):
     reason = _reason(layer, path, around, mixed)
+    is_island = guards.island_reason(layer) is not None
     return Placement(
         path,
         type(layer).__name__,
-        layer.compute_dtype,
+        "float32" if is_island else layer.compute_dtype,
         reason,
         tuple(_guards_of(layer, reason)),
     )
@@ -113,6 +114,10 @@ def _reason(layer, path, around, mixed):
         return "a float32 island"
     if not mixed:
         return "the policy"
+    if guards.island_reason(layer):
+        return f"a float32 island: {guards.island_reason(layer)}"
+    if heads.reason(layer):
+        return heads.reason(layer)
     place = policies.place_in_lists(layer, path)
     if layer.compute_dtype in private.LOW_PRECISION:
         reasons = {"allow": _ALLOWED, "follow": "as its inputs: moves numbers only"}

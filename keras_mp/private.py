@@ -182,6 +182,11 @@ def message_of(error):
     return message.split("\n\n", 1)[-1].strip()
 
 
+def summary_of(error):
+    """Return the first line of what ``error`` says, without its full stop."""
+    return message_of(error).splitlines()[0][:200].rstrip(".")
+
+
 _LOW_NAMES = re.compile(r"float16|\bhalf\b")
 _OTHERS = re.compile(r"float32|float64|\bfloat\b|complex|allowed values|OpKernel")
 
@@ -436,21 +441,23 @@ def build_from(model, batches):
     model._maybe_symbolic_build = build
 
 
-def run_steps_with(model, choose):
-    """Have ``choose(function)`` replace what ``fit`` and ``evaluate`` call to execute.
+def run_steps_with(model, choose, mark):
+    """Have ``choose(make)`` replace what ``fit`` and ``evaluate`` call to execute.
 
     Keras keeps it as ``train_function`` and ``test_function``, and makes both anew in
-    ``_make_function``. Given an iterator, ``function`` runs ``steps_per_execution``
-    steps; given a list, a step for each batch in it. Does nothing the second time.
+    ``_make_function``. ``make()`` makes it as well: given an iterator, it runs
+    ``steps_per_execution`` steps; given a list, a step for each batch in it. Does
+    nothing the second time with the same ``mark``.
     """
     make = model._make_function
-    if hasattr(make, "_keras_mp_chooses"):
+    marks = getattr(make, "_keras_mp_chooses", ())
+    if mark in marks:
         return
 
     def chosen(step):
-        return choose(make(step))
+        return choose(functools.partial(make, step))
 
-    chosen._keras_mp_chooses = True
+    chosen._keras_mp_chooses = (*marks, mark)
     model._make_function = chosen
 
 

@@ -86,6 +86,7 @@ def compile(
         model.compile(optimizer=optimizer, loss=loss, **compile_kwargs)
         heads.settle(model)
     distribute.mend(model, optimizer)
+    guards.fall_back(model)
 
 
 def wrap_optimizer(

@@ -38,7 +38,8 @@ ROOMS = {
     "policies": {"guards", "hardware", "lists", "private"},
     "layers": {"flow", "numerics", "policies", "private"},
     "inputs": {"distribute", "lists", "private"},
-    "placement": {"guards", "layers", "policies", "private"},
+    "heads": {"guards", "lists", "policies", "private"},
+    "placement": {"guards", "heads", "layers", "policies", "private"},
     "conversion": {
         "distribute",
         "layers",
@@ -51,6 +52,7 @@ ROOMS = {
         "conversion",
         "distribute",
         "guards",
+        "heads",
         "inputs",
         "optimizer",
         "policies",

@@ -185,12 +185,13 @@ def test_build_from_leaves_a_model_without_call_to_its_train_step():
 def test_run_steps_with_gets_a_function_that_takes_lists_of_batches():
     functions = []
 
-    def choose(function):
+    def choose(make):
+        function = make()
         functions.append(function)
         return lambda iterator: function([next(iterator)])
 
     model = under_a_strategy()
-    private.run_steps_with(model, choose)
+    private.run_steps_with(model, choose, "mark")
     model.fit(np.ones((6, 4)), np.ones((6, 1)), batch_size=2, verbose=0)
     assert len(functions) == 1
     assert model.optimizer.iterations == 3

@@ -15,17 +15,20 @@ def run_in_graph(model):
     iterator that has come to its end says so by itself.
     """
     if keras.backend.backend() == "tensorflow":
-        private.run_steps_with(model, functools.partial(_in_graph, model))
+        private.run_steps_with(model, functools.partial(_in_graph, model), "graph")
 
 
-def _in_graph(model, function):
-    """Return ``function`` as Keras made it, or what does the same with an iterator.
+def _in_graph(model, make):
+    """Return the function that Keras makes, or what does the same with an iterator.
 
     Args:
         model: A compiled Keras model.
-        function: It runs a step for each batch in a list, and returns the last logs.
+        make: ``make()`` returns Keras's function, which runs a step for each batch in a
+            list, and returns the last logs.
     """
     import tensorflow as tf
+
+    function = make()
 
     strategy = private.strategy_of(model)
     replicas = 1 if strategy is None else strategy.num_replicas_in_sync

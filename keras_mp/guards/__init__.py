@@ -140,5 +140,5 @@ keep_inputs = containers.guard_with
 island_reason = islands.reason
 are_steps_guarded = steps.are_guarded
 guard_steps = steps.guard_steps
-narrow_steps = steps.narrow
+fall_back = steps.fall_back
 set_exact_heads = own.set_exact_heads

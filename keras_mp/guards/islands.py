@@ -132,7 +132,7 @@ def _settle(layer, error):
     vars(layer)[_REASON] = f"its code mixes dtypes {found}".strip()
     warnings.warn(
         f"Layer '{layer.name}' ({type(layer).__name__}) failed in "
-        f"{layer.compute_dtype} {found}: {message.splitlines()[0][:200]}. Its code "
+        f"{layer.compute_dtype} {found}: {private.summary_of(error)}. Its code "
         "computes in float32 from now on, as a float32 island; layers inside it still "
         "compute in 16 bits. To have all of it in 16 bits, cast what it mixes to "
         "`self.compute_dtype`; to get the error, use keras_mp.Policy(..., "

@@ -5,6 +5,8 @@ predictions do not. The last layer's products stay in low precision.
 """
 
 import functools
+import inspect
+import warnings
 
 from keras_mp import flow, private
 from keras_mp.guards.wrapping import is_wrapped, wrap_once
@@ -32,19 +34,53 @@ def are_guarded(model):
     return guarded and not are_narrow(model)
 
 
-def narrow(model):
-    """Have models hand the steps of ``model`` the dtypes that Keras would from now on.
-
-    For a step of the user's own that fails on float32. Returns whether that is new.
-    """
-    new = not vars(model).get(_NARROW, False)
-    vars(model)[_NARROW] = True
-    return new
-
-
 def are_narrow(model):
     """Return whether the steps of ``model`` get the dtypes that Keras would give."""
     return vars(model).get(_NARROW, False)
+
+
+def fall_back(model):
+    """Have steps of ``model`` that fail on float32 get what Keras would give them.
+
+    A step of the user's own may multiply what a model returns with a float16 tensor.
+    """
+    private.run_steps_with(model, functools.partial(_falling_back, model), "narrow")
+
+
+def _falling_back(model, make):
+    """Return what ``make()`` does, which runs steps on an iterator, tried in two ways."""
+    function = make()
+
+    def execute(iterator):
+        nonlocal function
+        # A generator that was begun cannot be begun again.
+        batches = list(iterator) if inspect.isgenerator(iterator) else None
+        try:
+            return function(iterator if batches is None else iter(batches))
+        except Exception as error:
+            if are_narrow(model) or not private.is_dtype_error(error):
+                raise
+            # A function that failed as it was traced is of no use.
+            function, vars(model)[_NARROW] = make(), True
+            try:
+                logs = function(iterator if batches is None else iter(batches))
+            except Exception:
+                vars(model)[_NARROW] = False
+                raise
+            warnings.warn(
+                _MESSAGE.format(model.name, private.summary_of(error)), stacklevel=2
+            )
+            return logs
+
+    return execute
+
+
+_MESSAGE = (
+    "A step of model '{}' fails on the float32 that keras_mp has models return to it: "
+    "{}. Models return 16 bits from now on, as with Keras alone, so that losses and "
+    "metrics which the step computes itself are rounded. To avoid that, cast what it "
+    "mixes to the dtype of the model's output, not to `compute_dtype`."
+)
 
 
 def _step(model, name, step):

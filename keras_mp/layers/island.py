@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_mp import numerics, private
+from keras_mp import flow, numerics, private
 
 
 class Island:
@@ -38,7 +38,7 @@ class Island:
     def handed_back(self, outputs):
         """Return ``outputs``, any structure, with its floats in the outer dtype."""
         dtype = self.output_dtype or self.outer_policy.compute_dtype
-        return numerics.cast_floats(outputs, dtype)
+        return flow.rounded(outputs, dtype)
 
     def compute_output_spec(self, *args, **kwargs):
         return self.handed_back(super().compute_output_spec(*args, **kwargs))
