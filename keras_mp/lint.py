@@ -31,7 +31,8 @@ class Finding(NamedTuple):
     Example:
 
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)], name="net")
-    >>> keras_mp.compile(model, "adam", "mse", policy="mixed_bfloat16")
+    >>> loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    >>> keras_mp.compile(model, "adam", loss, policy="mixed_bfloat16")
     >>> (finding,) = keras_mp.lint(model, batch_size=100)
     >>> finding.severity, finding.rule, finding.layer
     ('note', 'alignment', 'net')

@@ -833,6 +833,8 @@ def _again(operation, inputs, moved):
         else source
         for source in sources
     ]
+    function = getattr(tf.raw_ops, operation.type)
+    parameters = inspect.signature(function).parameters
     definition, arguments, inferred = operation.op_def, {}, set()
     for argument in definition.input_arg:
         inferred |= {argument.type_attr, argument.number_attr}
@@ -846,7 +848,13 @@ def _again(operation, inputs, moved):
         for attribute in definition.attr
         if attribute.name not in inferred
     }
-    outputs = getattr(tf.raw_ops, operation.type)(**arguments, **attributes)
+    # The functions call "axis" what operations call "dim", "split_dim" and the like.
+    outputs = function(
+        **{
+            name if name in parameters else "axis": value
+            for name, value in {**arguments, **attributes}.items()
+        }
+    )
     return outputs if isinstance(outputs, list) else [outputs]
 
 

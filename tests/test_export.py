@@ -178,9 +178,10 @@ def test_keras_own_export_serves_float16(tmp_path):
 
 
 def test_tflite_of_a_float16_convolution_fails_without_us(tmp_path):
-    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+    convolutions = [keras.layers.Conv2D(4, 3) for _ in range(2)]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *convolutions])
     x = images(4, 8)
-    trained(model, x, np.ones((4, 6, 6, 4)))
+    trained(model, x, np.ones((4, 4, 4, 4)))
     model.export(tmp_path / "keras", verbose=False)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "keras"))
     with pytest.raises(Exception, match="Conv2D"):

@@ -525,7 +525,7 @@ def test_command_on_a_file_of_keras(capsys, tmp_path):
 def test_command_on_a_file_of_keras_mp(capsys, tmp_path):
     """Its guards are not in the file, and come back when it is loaded."""
     model = model_of(dense(10, "softmax"))
-    keras_mp.compile(model, "adam", "mse")
+    keras_mp.compile(model, "adam", "categorical_crossentropy")
     assert cli.main(["lint", saved(tmp_path, model)]) == 0
     assert capsys.readouterr().out.endswith("errors: 0, warnings: 0, notes: 1\n")
 
