@@ -50,7 +50,7 @@ def _keep(layer, path):
     low = layer.compute_dtype in private.LOW_PRECISION
     if low and policies.place_in_lists(layer, path) != "allow":
         before = policies.policy_of(layer)
-        policies.keep_in_float32(layer, layer.compute_dtype, wanted=True)
+        policies.keep_in_float32(layer, layer.compute_dtype)
         vars(layer)[_BEFORE] = before
 
 
@@ -58,13 +58,11 @@ def _outputs(model):
     """Yield path, layer, name and place of what ends each output of a graph."""
     if not private.has_graph(model) or not model.built:
         return
-    graph = private.graph_of(model)
-    if graph is None:
+    if private.graph_of(model) is None:
         return
-    names = getattr(model, "output_names", None) or graph.output_names
-    for place, tensor in enumerate(graph.outputs):
+    for place, (name, tensor) in enumerate(private.named_outputs(model)):
         for layer, path in _last_layers(tensor, model.name):
-            yield path, layer, names[place] if place < len(names) else None, place
+            yield path, layer, name, place
 
 
 def _last_layers(tensor, path):
@@ -95,7 +93,7 @@ def _loss_of(losses, name, place):
 
 
 def _takes_logits(loss):
-    """Return whether all of ``loss``, in any structure, takes logits or probabilities."""
+    """Return whether all of ``loss``, nested in any way, takes logits."""
     each = [one for one in keras.tree.flatten(loss) if one is not None]
     return bool(each) and all(map(_is_of_logits, each))
 

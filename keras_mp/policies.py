@@ -372,8 +372,12 @@ def _settle(layer, path):
         keep_in_float32(layer, layer.compute_dtype)
     elif settled and place is None:
         guards.guard(layer, strict=(_rules_of(layer) or _no_rules()).strict)
-    elif private.sublayers(layer) and is_low_anywhere(layer):
+    elif guards.dtype_around(layer) or _holds_low(layer):
         guards.guard_flow(layer)
+
+
+def _holds_low(layer):
+    return bool(private.sublayers(layer)) and is_low_anywhere(layer)
 
 
 def _off(layer):

@@ -42,6 +42,19 @@ def graph_of(model):
     return model
 
 
+def named_outputs(model):
+    """Return pairs of the name and the symbolic tensor of each output of a graph.
+
+    The names are those by which losses are given: the keys where outputs are a dict.
+    """
+    graph = graph_of(model)
+    struct = getattr(graph, "_outputs_struct", None)
+    if isinstance(struct, dict):
+        names = {id(tensor): key for key, tensor in struct.items()}
+        return [(names.get(id(tensor)), tensor) for tensor in graph.outputs]
+    return list(zip(graph.output_names, graph.outputs, strict=True))
+
+
 def source_of(tensor):
     """Return what computes a symbolic ``tensor``, and which of its outputs it is."""
     history = tensor._keras_history

@@ -6,6 +6,7 @@ predictions do not. The last layer's products stay in low precision.
 
 import functools
 import inspect
+import itertools
 import warnings
 
 from keras_mp import flow, private
@@ -48,31 +49,43 @@ def fall_back(model):
 
 
 def _falling_back(model, make):
-    """Return what ``make()`` does, which runs steps on an iterator, tried in two ways."""
+    """Return what ``make()`` does, to run steps on an iterator, tried in two ways."""
     function = make()
 
     def execute(iterator):
         nonlocal function
-        # A generator that was begun cannot be begun again.
-        batches = list(iterator) if inspect.isgenerator(iterator) else None
+        again = _again(model, iterator)
         try:
-            return function(iterator if batches is None else iter(batches))
+            return function(again())
         except Exception as error:
             if are_narrow(model) or not private.is_dtype_error(error):
                 raise
             # A function that failed as it was traced is of no use.
             function, vars(model)[_NARROW] = make(), True
             try:
-                logs = function(iterator if batches is None else iter(batches))
+                logs = function(again())
             except Exception:
                 vars(model)[_NARROW] = False
                 raise
-            warnings.warn(
-                _MESSAGE.format(model.name, private.summary_of(error)), stacklevel=2
-            )
+            message = _MESSAGE.format(model.name, private.summary_of(error))
+            warnings.warn(message, stacklevel=2)
             return logs
 
     return execute
+
+
+def _again(model, iterator):
+    """Return a function that gives what to iterate over, the same each time.
+
+    A graph fails before it draws a batch. A generator, or a step that is not traced,
+    draws one first.
+    """
+    if not (inspect.isgenerator(iterator) or model.run_eagerly):
+        return lambda: iterator
+    batches = list(itertools.islice(iterator, model.steps_per_execution))
+    if not batches:
+        raise StopIteration
+    return lambda: iter(batches)
 
 
 _MESSAGE = (
