@@ -1,4 +1,4 @@
-"""Code of the user's own gets the dtypes that Keras gives it; graphs let float32 flow."""
+"""What code of the user's own gets, and what flows on in graphs."""
 
 import keras
 import numpy as np
