@@ -37,6 +37,7 @@ ROOMS = {
     "policies": {"guards", "hardware", "lists", "private"},
     "layers": {"numerics", "policies", "private"},
     "inputs": {"distribute", "lists", "private"},
+    "protection": {"distribute", "optimizer", "private"},
     "placement": {"guards", "layers", "policies", "private"},
     "conversion": {
         "distribute",
@@ -54,6 +55,7 @@ ROOMS = {
         "optimizer",
         "policies",
         "private",
+        "protection",
         "scaling",
     },
     "lint": {"guards", "policies", "private", "training"},
