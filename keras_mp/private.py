@@ -298,7 +298,8 @@ def accumulators(optimizer, variables):
 
 @contextlib.contextmanager
 def replaced(owner, **attributes):
-    """Give the object ``owner`` attributes of its own; take them away afterwards."""
+    """Give the object ``owner`` attributes of its own; afterwards what it had."""
+    before = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
     for name, value in attributes.items():
         setattr(owner, name, value)
     try:
@@ -306,6 +307,8 @@ def replaced(owner, **attributes):
     finally:
         for name in attributes:
             delattr(owner, name)
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 def updating_parts(optimizer):

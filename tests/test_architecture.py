@@ -36,8 +36,9 @@ ROOMS = {
     },
     "policies": {"guards", "hardware", "lists", "private"},
     "layers": {"numerics", "policies", "private"},
-    "inputs": {"distribute", "lists", "private"},
-    "protection": {"distribute", "optimizer", "private"},
+    "watching": {"private"},
+    "inputs": {"distribute", "lists", "private", "watching"},
+    "protection": {"distribute", "optimizer", "private", "watching"},
     "placement": {"guards", "layers", "policies", "private"},
     "conversion": {
         "distribute",
