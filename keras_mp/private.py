@@ -210,6 +210,20 @@ def build_for(model, data):
         model._symbolic_build(data_batch=data)
 
 
+def metrics_of(model):
+    """Return the metrics of ``model``, with those that Keras is yet to list.
+
+    Public ``metrics`` has those of ``compile`` from the first batch on. Those that were
+    given as objects have their variables before.
+    """
+    compiled = getattr(model, "_compile_metrics", None)
+    if compiled is None or compiled.built:
+        return model.metrics
+    given = (compiled._user_metrics, compiled._user_weighted_metrics)
+    leaves = keras.tree.flatten(given)
+    return model.metrics + [m for m in leaves if isinstance(m, keras.metrics.Metric)]
+
+
 def strategy_of(model):
     """Return the ``tf.distribute`` strategy ``model`` was created under, or None.
 

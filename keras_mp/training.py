@@ -26,10 +26,11 @@ def compile(
 
     If any layer computes in float16, the optimizer is wrapped in a
     `LossScaleOptimizer`; under bfloat16 and float32 only if ``scaling`` is given. A
-    step that is skipped then changes nothing at all: BatchNorm statistics, metrics and
-    every other variable of the model are what they were before it, and so the epoch's
-    loss stays finite. (In an epoch without one applied step, metrics are what Keras
-    gives before the first one: 0. `ScalerStats` warns of it.)
+    step that is skipped then changes nothing of the model: weights, optimizer
+    variables, BatchNorm statistics and random seeds are what they were before it. The
+    loss and the metrics of its batch count like those of any other, but for a metric
+    that it would leave inf or NaN. A metric that no batch of an epoch leaves finite
+    reads NaN. `fit` warns of a run that skips one step after another.
 
     Args:
         model: A Keras model, built or not.

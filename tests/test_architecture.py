@@ -38,7 +38,7 @@ ROOMS = {
     "layers": {"numerics", "policies", "private"},
     "watching": {"private"},
     "inputs": {"distribute", "lists", "private", "watching"},
-    "protection": {"distribute", "optimizer", "private", "watching"},
+    "protection": {"distribute", "numerics", "optimizer", "private", "watching"},
     "placement": {"guards", "layers", "policies", "private"},
     "conversion": {
         "distribute",

@@ -186,6 +186,7 @@ def test_stats_count_every_event():
         "consecutive_skipped": 0,
         "growths": 0,
         "backoffs": 0,
+        "nonfinite_losses": 0,
     }
     for finite in [True, True, True, False, False]:
         grads = [np.full((3,), 1.0 if finite else np.nan), np.ones((2, 1))]
@@ -198,6 +199,7 @@ def test_stats_count_every_event():
         "consecutive_skipped": 2,
         "growths": 1,
         "backoffs": 2,
+        "nonfinite_losses": 0,
     }
     assert all(type(v) in (int, float) for v in optimizer.stats().values())
 

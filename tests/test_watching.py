@@ -1,4 +1,4 @@
-"""When a model in `fit` is looked at, whatever its `fit` takes, and what stays as is."""
+"""When a model in `fit` is looked at, whatever its `fit` takes, and what stays."""
 
 import warnings
 
