@@ -211,17 +211,28 @@ def build_for(model, data):
 
 
 def metrics_of(model):
-    """Return the metrics of ``model``, with those that Keras is yet to list.
+    """Return each metric of ``model`` that reports, with those that count for it.
 
-    Public ``metrics`` has those of ``compile`` from the first batch on. Those that were
-    given as objects have their variables before.
+    Public ``metrics`` has all that were given to ``compile`` as one, which lists them
+    from the first batch on; those given as objects have their variables before.
+
+    Returns:
+        A list of pairs: a metric, and a list of metrics, itself for most.
     """
     compiled = getattr(model, "_compile_metrics", None)
-    if compiled is None or compiled.built:
-        return model.metrics
-    given = (compiled._user_metrics, compiled._user_weighted_metrics)
-    leaves = keras.tree.flatten(given)
-    return model.metrics + [m for m in leaves if isinstance(m, keras.metrics.Metric)]
+    return [
+        (metric, _compiled_metrics(metric) if metric is compiled else [metric])
+        for metric in model.metrics
+    ]
+
+
+def _compiled_metrics(compiled):
+    if compiled.built:
+        return compiled.metrics
+    given = keras.tree.flatten(
+        (compiled._user_metrics, compiled._user_weighted_metrics)
+    )
+    return [each for each in given if isinstance(each, keras.metrics.Metric)]
 
 
 def strategy_of(model):

@@ -15,12 +15,13 @@ from keras import ops
 from keras_mp import distribute, numerics, private
 
 
-def begin(metrics):
-    """Return what ``metrics`` hold before a step, those that are NaN started from 0.
+def begin(model):
+    """Return what metrics hold before a step of ``model``; NaN ones start from 0.
 
     Returns:
         The value of each variable, as a tensor, by the variable's id.
     """
+    metrics = _counting(model)
     variables = _variables(metrics)
     if not variables:
         return {}
@@ -33,20 +34,22 @@ def begin(metrics):
     return _by_id(variables, values)
 
 
-def leave_out(metrics, before, logs):
+def leave_out(model, before, logs):
     """Put metrics back that are finite no more, and show so in the logs of their step.
 
     Args:
-        metrics: List of Keras metrics after a step.
+        model: A Keras model after a step.
         before: What `begin` returned before it; less of metrics that it has made.
-        logs: What the step returned. Of a dict, the items on top that have the name of
-            a metric are taken for what it gave.
+        logs: What the step returned. Of a dict, an item on top that has the name of a
+            metric is replaced by what it gives if that was put back, and if the item is
+            not finite.
 
     Returns:
         The logs, and a scalar bool tensor: a loss of this step was not finite. That is
         what is called ``loss``, or by a name that ends so, on top of the logs or among
-        the metrics.
+        the metrics that were not given to ``compile``.
     """
+    metrics = _counting(model)
     variables = _variables(metrics)
     values = distribute.values_of(variables)
     shown = _numbers_on_top(logs)
@@ -54,13 +57,9 @@ def leave_out(metrics, before, logs):
 
     def mended():
         left_out = _put_back(metrics, before, _by_id(variables, values))
-        bad = [ops.logical_not(numerics.every_finite(losses))]
-        bad += [
-            is_out
-            for metric, is_out in zip(metrics, left_out, strict=True)
-            if _is_loss(metric.name)
-        ]
-        return _with_results(metrics, left_out, shown), ops.any(ops.stack(bad))
+        in_logs = ops.logical_not(numerics.every_finite(losses))
+        nonfinite = _any([in_logs, *_left_out_losses(model, left_out)])
+        return _with_results(model, left_out, shown), nonfinite
 
     shown, nonfinite = private.cond(
         numerics.all_finite([*_floats(values), *losses]),
@@ -70,13 +69,18 @@ def leave_out(metrics, before, logs):
     return ({**logs, **shown} if shown else logs), nonfinite
 
 
+def _counting(model):
+    """Return the metrics of ``model`` one by one, also those given to ``compile``."""
+    return [part for _, parts in private.metrics_of(model) for part in parts]
+
+
 def _started(metrics, values):
     """Set metrics that are NaN throughout to 0, and return the values of all."""
     for metric in metrics:
         own = _variables([metric])
         floats = _floats([values[id(variable)] for variable in own])
         if floats:
-            hidden = _all(ops.all(ops.isnan(value)) for value in floats)
+            hidden = _all([ops.all(ops.isnan(value)) for value in floats])
             for variable in own:
                 value = values[id(variable)]
                 value = ops.where(hidden, ops.zeros_like(value), value)
@@ -86,41 +90,54 @@ def _started(metrics, values):
 
 
 def _put_back(metrics, before, values):
-    """Put back each metric that became not finite; return for each whether it did."""
-    return [_put_one_back(_variables([metric]), before, values) for metric in metrics]
+    """Put each metric back that became not finite; return whether it did, by its id."""
+    return {id(metric): _put_one_back(metric, before, values) for metric in metrics}
 
 
-def _put_one_back(variables, before, values):
-    pairs = [
-        (before.get(id(variable), ops.zeros_like(values[id(variable)])), variable)
-        for variable in variables
-    ]
-    is_out = ops.logical_not(
-        _all(
-            ops.all(ops.isfinite(values[id(variable)]) | ~ops.isfinite(old))
-            for old, variable in pairs
-            if numerics.is_float(old)
-        )
-    )
-    is_empty = _all(ops.all(ops.equal(old, ops.zeros_like(old))) for old, _ in pairs)
-    for old, variable in pairs:
-        if numerics.is_float(old):
-            old = ops.where(is_empty, ops.full_like(old, float("nan")), old)
-        variable.assign(ops.where(is_out, old, values[id(variable)]))
+def _put_one_back(metric, before, values):
+    variables = _variables([metric])
+    new = [values[id(each)] for each in variables]
+    old = [before.get(id(each), ops.zeros_like(values[id(each)])) for each in variables]
+    pairs = list(zip(old, new, strict=True))
+    is_out = _any([_is_ruined(*pair) for pair in pairs if numerics.is_float(pair[0])])
+    had_nothing = _all([ops.all(ops.equal(each, ops.zeros_like(each))) for each in old])
+    for variable, (value, ruined) in zip(variables, pairs, strict=True):
+        if numerics.is_float(value):
+            value = ops.where(had_nothing, ops.full_like(value, float("nan")), value)
+        variable.assign(ops.where(is_out, value, ruined))
     return is_out
 
 
-def _with_results(metrics, left_out, shown):
+def _is_ruined(old, new):
+    """Return whether any number in ``new`` is not finite that is finite in ``old``."""
+    lost = ops.logical_and(ops.isfinite(old), ops.logical_not(ops.isfinite(new)))
+    return ops.any(lost)
+
+
+def _left_out_losses(model, left_out):
+    """Return for each loss that ``model`` tracks whether it was put back."""
+    return [
+        left_out[id(metric)]
+        for metric, parts in private.metrics_of(model)
+        if metric in parts and _is_loss(metric.name)
+    ]
+
+
+def _with_results(model, left_out, shown):
     """Return the logs ``shown``, with what the metrics that were put back give now."""
     shown = dict(shown)
-    for metric, is_out in zip(metrics, left_out, strict=True):
+    for metric, parts in private.metrics_of(model):
+        if not getattr(metric, "built", True):
+            continue  # a train_step that leaves out the metrics of `compile`
+        is_out = _any([left_out[id(part)] for part in parts])
         results = metric.result()
         if not isinstance(results, dict):
             results = {metric.name: results}
         for name, result in results.items():
             if name in shown and shown[name].shape == ops.shape(result):
                 old = shown[name]
-                shown[name] = ops.where(is_out, ops.cast(result, old.dtype), old)
+                is_its = ops.logical_and(is_out, ops.logical_not(ops.isfinite(old)))
+                shown[name] = ops.where(is_its, ops.cast(result, old.dtype), old)
     return shown
 
 
@@ -158,3 +175,7 @@ def _floats(values):
 
 def _all(conditions):
     return ops.all(ops.stack([ops.convert_to_tensor(True), *conditions]))
+
+
+def _any(conditions):
+    return ops.any(ops.stack([ops.convert_to_tensor(False), *conditions]))

@@ -54,14 +54,14 @@ def _protected(model, train_step):
         skipped = _skipped(optimizers)
         variables = model.non_trainable_variables
         values = distribute.values_of(variables)
-        before = means.begin(private.metrics_of(model))
+        before = means.begin(model)
         with contextlib.ExitStack() as steps:
             for optimizer in optimizers:
                 steps.enter_context(optimizer.in_train_step())
             logs = train_step(data)
         clean = ops.equal(skipped, _skipped(optimizers))
         distribute.restore_unless(clean, variables, values)
-        logs, nonfinite = means.leave_out(private.metrics_of(model), before, logs)
+        logs, nonfinite = means.leave_out(model, before, logs)
         for optimizer in optimizers:
             optimizer.count_loss(distribute.unless_empty(nonfinite))
         return logs
