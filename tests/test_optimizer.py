@@ -480,6 +480,18 @@ def test_state_survives_saving(rule):
 
 
 @DIRECT
+def test_checkpoint_from_before_a_counter_was_there():
+    optimizer = trained(keras_mp.LossScaleOptimizer, "adam")
+    optimizer.count_loss(True)
+    store = stored(optimizer)
+    del store["nonfinite_losses"]
+    loaded = fresh(keras_mp.LossScaleOptimizer, "adam")
+    loaded.load_own_variables(store)
+    assert optimizer.stats()["nonfinite_losses"] == 1
+    assert loaded.stats() == optimizer.stats() | {"nonfinite_losses": 0}
+
+
+@DIRECT
 def test_keras_checkpoint_brings_moments_and_scale():
     kwargs = {"initial_scale": 8.0, "dynamic_growth_steps": 7}
     keras_own = trained(

@@ -124,6 +124,96 @@ def test_custom_train_step_is_protected_and_keeps_its_own_logs():
     assert np.isfinite(logs["loss"]).all()
 
 
+# Steps that scale their loss in ways of their own, or never.
+
+
+def plain(self, loss):
+    return loss
+
+
+def by_hand(self, loss):
+    return loss * self.optimizer.dynamic_scale
+
+
+def unscaled_by_the_step(self, loss):
+    return self.optimizer.scale_loss(loss)
+
+
+def stepping(scaled, **options):
+    """Return a model that is trained by gradients of ``scaled(model, loss)``."""
+
+    class Own(keras.Sequential):
+        def train_step(self, data):
+            weights = self.trainable_variables
+            grads = self.grads(*data)
+            self.optimizer.apply(grads, weights)
+            return {"own": tf.constant(0.0)}
+
+        def grads(self, x, y):
+            with tf.GradientTape() as tape:
+                scaled_loss = scaled(self, self.compute_loss(x, y, self(x)))
+            grads = tape.gradient(scaled_loss, self.trainable_variables)
+            if scaled is unscaled_by_the_step:
+                return self.optimizer.get_unscaled_gradients(grads)
+            return grads
+
+    dense = keras.layers.Dense(1, kernel_initializer="ones")
+    model = Own([keras.Input((4,)), dense])
+    keras_mp.compile(model, keras.optimizers.SGD(0.1), "mse", **options)
+    return model
+
+
+def trained(scaled, **options):
+    keras.utils.set_random_seed(0)
+    model = stepping(scaled, **options)
+    model.fit(X, Y[:, None], batch_size=12, epochs=3, verbose=0, shuffle=False)
+    return model.get_weights()
+
+
+@pytest.mark.parametrize("options", [{}, {"run_eagerly": True}], ids=str)
+def test_a_train_step_that_never_scales_its_loss_trains_with_one_warning(options):
+    expected = trained(plain)
+    with pytest.warns(UserWarning, match="taken as they are") as caught:
+        weights = trained(plain, policy="mixed_float16", **options)
+    assert len(caught) == 1 and "scale_loss" in str(caught[0].message)
+    # Float16 rounds to 5e-4, and nine steps of gradients add up.
+    np.testing.assert_allclose(weights[0], expected[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("options", [{}, {"run_eagerly": True}], ids=str)
+@pytest.mark.parametrize("scaled", [by_hand, unscaled_by_the_step])
+def test_a_train_step_that_scales_its_loss_in_its_own_way(scaled, options):
+    weights = trained(scaled, policy="mixed_float16", scaling=GENTLE, **options)
+    np.testing.assert_allclose(weights[0], trained(plain)[0], atol=1e-2)
+
+
+def test_a_loss_that_is_scaled_where_it_is_traced_once():
+    class Traced(keras.Sequential):
+        @tf.function(reduce_retracing=True)
+        def grads(self, x, y):
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x))
+                scaled = self.optimizer.scale_loss(loss)
+            return tape.gradient(scaled, self.trainable_variables)
+
+        def train_step(self, data):
+            x, y = (tf.ensure_shape(each, (None, each.shape[1])) for each in data)
+            self.optimizer.apply(self.grads(x, y), self.trainable_variables)
+            return {"own": tf.constant(0.0)}
+
+    dense = keras.layers.Dense(1, kernel_initializer="ones")
+    model = Traced([keras.Input((4,)), dense])
+    sgd = keras.optimizers.SGD(0.1)
+    keras_mp.compile(model, sgd, "mse", policy="mixed_float16", scaling=GENTLE)
+    for rows in (12, 12, 8):  # the step is traced anew for the last batch
+        model.fit(X[:rows], Y[:rows, None], batch_size=rows, verbose=0, shuffle=False)
+    weights = model.get_weights()
+    reference = stepping(plain)
+    for rows in (12, 12, 8):
+        reference.fit(X[:rows], Y[:rows, None], rows, verbose=0, shuffle=False)
+    np.testing.assert_allclose(weights[0], reference.get_weights()[0], atol=1e-2)
+
+
 # Several optimizers.
 
 
