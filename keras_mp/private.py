@@ -287,6 +287,22 @@ def run_steps_with(model, choose):
     model._make_function = chosen
 
 
+def epoch_ends(model, ended):
+    """Return a context in which ``ended()`` is called as an epoch of ``fit`` ends.
+
+    Before its validation and its callbacks. Keras then reads the metrics by a method of
+    its own, and so it does where ``evaluate`` ends. A callback would be public, but a
+    ``fit`` that was overridden need not take any.
+    """
+    read = model._get_metrics_result_or_logs
+
+    def end_and_read(logs):
+        ended()
+        return read(logs)
+
+    return replaced(model, _get_metrics_result_or_logs=end_and_read)
+
+
 def step_counter(optimizer):
     """Return the variable that counts the gradients ``optimizer`` was given.
 

@@ -30,7 +30,7 @@ def watch(
         model: A Keras model.
         name: Of what looks; the second of a name takes the place of the first.
         begin: Called as a ``fit`` begins. Returns ``look``, which yields what to warn
-            of. It may read variables; it is never called while a step is traced.
+            of, and may read variables.
     """
     if not hasattr(model.fit, "_keras_mp_watchers"):
         model.fit = _watched(model, model.fit)
@@ -56,8 +56,7 @@ def _watched(model, fit):
 class _Run:
     """One call of ``fit``: how many steps it has made, and when the next look is due.
 
-    Keras calls ``make_train_function`` as it begins and ``reset_metrics`` before each
-    epoch. A callback of its own would have it fetch the logs of every step.
+    A callback that is called after each step would have Keras fetch its logs.
     """
 
     def __init__(self, model, looks, caller):
@@ -66,25 +65,22 @@ class _Run:
         self._caller = caller  # the code that a warning's line has called
         self._steps = self._seen = 0
         self._due = 1
-        self._in_step = False
 
     @contextlib.contextmanager
     def counting(self):
         """Count the steps of the model, and look in between, inside the block."""
         model = self._model
-        make, reset = model.make_train_function, model.reset_metrics
+        make = model.make_train_function
 
         def make_counted(*args, **kwargs):
             make(*args, **kwargs)
             if not hasattr(model.train_function, "_keras_mp_uncounted"):
                 model.train_function = self._counted(model.train_function)
 
-        def look_and_reset():
-            self.look()
-            reset()
-
-        methods = {"make_train_function": make_counted, "reset_metrics": look_and_reset}
-        with private.replaced(model, **methods):
+        with (
+            private.replaced(model, make_train_function=make_counted),
+            private.epoch_ends(model, self.look),
+        ):
             try:
                 yield
             finally:
@@ -95,11 +91,7 @@ class _Run:
         """Return ``function``, which runs some steps, with a look where it is due."""
 
         def counted(*args):
-            self._in_step = True
-            try:
-                logs = function(*args)
-            finally:
-                self._in_step = False
+            logs = function(*args)
             self._steps += self._model.steps_per_execution
             if self._steps >= self._due:
                 self._due = max(_EARLY, 2 * self._due)
@@ -110,11 +102,8 @@ class _Run:
         return counted
 
     def look(self):
-        """Warn of what there is, unless nothing can have changed since the last look.
-
-        A step that is being traced may reset the metrics, but has not run yet.
-        """
-        if self._in_step or self._seen == self._steps:
+        """Warn of what there is, unless no step was made since the last look."""
+        if self._seen == self._steps:
             return
         self._seen = self._steps
         for look in self._looks:
