@@ -1,14 +1,12 @@
 """What a model's inputs lose where a layer reads them in 16 bits."""
 
 import functools
-import inspect
-import warnings
 
 import keras
 import ml_dtypes
 from keras import ops
 
-from keras_mp import distribute, lists, private
+from keras_mp import distribute, lists, private, watching
 
 #: Inputs that are watched, and numbers of each batch that are looked at: on two CPU
 #: cores an input costs some 10 us a step, under XLA up to 80; four times as many
@@ -31,11 +29,11 @@ def watch(model: keras.Model) -> None:
 
     Every training step notes the extremes of its batch on the device: of the first
     16,384 numbers of each input, 64 inputs at the most. They are read, and so
-    synchronise with it, after the first step of ``fit`` and after each epoch; an input
-    is warned of once in a ``fit``. Wherever data comes from, arrays, datasets or
-    Python, it is seen as it is used, and neither drawn nor changed. Under a strategy
-    every machine warns of what its own replicas see. Sparse and ragged tensors pass,
-    and so does all that a ``fit`` without an argument ``callbacks`` is given.
+    synchronise with it, after the first step of ``fit``, a few later ones and each
+    epoch; an input is warned of once in a ``fit``. Wherever data comes from, arrays,
+    datasets or Python, it is seen as it is used, and neither drawn nor changed. Under a
+    strategy every machine warns of what its own replicas see. Sparse and ragged tensors
+    pass.
 
     Args:
         model: A Functional, Sequential or subclassed model.
@@ -52,11 +50,10 @@ def watch(model: keras.Model) -> None:
     >>> "Input 'price'" in str(caught[0].message)
     True
     """
-    has_callbacks = "callbacks" in inspect.signature(model.fit).parameters
-    if has_callbacks and not hasattr(model.fit, "_keras_mp_watches"):
+    if not hasattr(model.train_step, "_keras_mp_notes_inputs"):
         extremes = _Extremes(model)
         model.train_step = _noting(model.train_step, extremes)
-        model.fit = _watched(model.fit, extremes)
+        watching.watch(model, "inputs", functools.partial(_begin, extremes))
 
 
 def _noting(train_step, extremes):
@@ -67,69 +64,22 @@ def _noting(train_step, extremes):
         extremes.note(keras.utils.unpack_x_y_sample_weight(data)[0])
         return train_step(data)
 
+    noting._keras_mp_notes_inputs = True
     return noting
 
 
-def _watched(fit, extremes):
-    """Return ``fit`` with a callback that reads ``extremes``."""
-    signature = inspect.signature(fit)
+def _begin(extremes):
+    """Return what yields the faults in ``extremes`` from now on, each input's once."""
+    warned = set()
+    extremes.reset()
 
-    @functools.wraps(fit)
-    def watched(*args, **kwargs):
-        call = signature.bind(*args, **kwargs)
-        callback = _Warn(extremes, watched.__code__)
-        given = call.arguments.get("callbacks")
-        if not isinstance(given, keras.callbacks.CallbackList):
-            call.arguments["callbacks"] = [*keras.tree.flatten(given or ()), callback]
-            return fit(*call.args, **call.kwargs)
-        callback.set_model(extremes.model)
-        given.callbacks.append(callback)
-        try:
-            return fit(*call.args, **call.kwargs)
-        finally:
-            given.callbacks.remove(callback)
+    def look():
+        for name, message in extremes.faults():
+            if name not in warned:
+                warned.add(name)
+                yield message
 
-    watched._keras_mp_watches = True
-    return watched
-
-
-class _Warn(keras.callbacks.Callback):
-    """Warn of what ``extremes`` holds, each input once."""
-
-    def __init__(self, extremes, fit):
-        super().__init__()
-        self._extremes = extremes
-        self._fit = fit  # the code, of which the caller gets the warning
-        self._warned = set()
-
-    def on_train_begin(self, logs=None):
-        # A hook after each batch would have Keras fetch the logs of every one.
-        self._extremes.reset()
-        step = self.model.train_function
-
-        def first(iterator):
-            self.model.train_function = step
-            logs = step(iterator)
-            self._warn()
-            return logs
-
-        self.model.train_function = first
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._warn()
-
-    def _warn(self):
-        for name, message in self._extremes.faults():
-            if name not in self._warned:
-                self._warned.add(name)
-                warnings.warn(message, stacklevel=self._level())
-
-    def _level(self):
-        """Return the ``stacklevel`` of who called ``fit``, for a warning of `_warn`."""
-        frame, level = inspect.currentframe().f_back, 2
-        while frame is not None and frame.f_code is not self._fit:
-            frame, level = frame.f_back, level + 1
-        return level
+    return look
 
 
 class _Extremes:
