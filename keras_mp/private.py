@@ -407,7 +407,7 @@ def build_for(model, data):
         model._symbolic_build(data_batch=data)
 
 
-def metrics_of(model):
+def reporting_metrics(model):
     """Return each metric of ``model`` that reports, with those that count for it.
 
     Public ``metrics`` has all that were given to ``compile`` as one, which lists them

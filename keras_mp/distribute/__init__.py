@@ -29,5 +29,4 @@ __all__ = [
     "scope_of",
     "share_variables",
     "unless_empty",
-    "values_of",
 ]

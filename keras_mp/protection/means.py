@@ -12,7 +12,7 @@ branch that is taken only if any number is not finite.
 import keras
 from keras import ops
 
-from keras_mp import distribute, numerics, private
+from keras_mp import numerics, private
 
 
 def begin(model):
@@ -25,7 +25,7 @@ def begin(model):
     variables = _variables(metrics)
     if not variables:
         return {}
-    values = distribute.values_of(variables)
+    values = private.values_of(variables)
     values = private.cond(
         numerics.all_finite(_floats(values)),
         lambda: values,
@@ -51,7 +51,7 @@ def leave_out(model, before, logs):
     """
     metrics = _counting(model)
     variables = _variables(metrics)
-    values = distribute.values_of(variables)
+    values = private.values_of(variables)
     shown = _numbers_on_top(logs)
     losses = [value for name, value in shown.items() if _is_loss(name)]
 
@@ -71,7 +71,7 @@ def leave_out(model, before, logs):
 
 def _counting(model):
     """Return the metrics of ``model`` one by one, also those given to ``compile``."""
-    return [part for _, parts in private.metrics_of(model) for part in parts]
+    return [part for _, parts in private.reporting_metrics(model) for part in parts]
 
 
 def _started(metrics, values):
@@ -118,7 +118,7 @@ def _left_out_losses(model, left_out):
     """Return for each loss that ``model`` tracks whether it was put back."""
     return [
         left_out[id(metric)]
-        for metric, parts in private.metrics_of(model)
+        for metric, parts in private.reporting_metrics(model)
         if metric in parts and _is_loss(metric.name)
     ]
 
@@ -126,7 +126,7 @@ def _left_out_losses(model, left_out):
 def _with_results(model, left_out, shown):
     """Return the logs ``shown``, with what the metrics that were put back give now."""
     shown = dict(shown)
-    for metric, parts in private.metrics_of(model):
+    for metric, parts in private.reporting_metrics(model):
         if not getattr(metric, "built", True):
             continue  # a train_step that leaves out the metrics of `compile`
         is_out = _any([left_out[id(part)] for part in parts])

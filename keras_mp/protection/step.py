@@ -53,7 +53,7 @@ def _protected(model, train_step):
             private.build_for(model, data)
         skipped = _skipped(optimizers)
         variables = model.non_trainable_variables
-        values = distribute.values_of(variables)
+        values = private.values_of(variables)
         before = means.begin(model)
         with contextlib.ExitStack() as steps:
             for optimizer in optimizers:
