@@ -24,17 +24,6 @@ def sublayers(layer):
     return list(layer._layers)
 
 
-def readers_of(model, tensor):
-    """Yield each layer of a Functional model that reads ``tensor``, and its outputs.
-
-    ``tensor`` is symbolic. Keras keeps this graph in the nodes of its layers.
-    """
-    for layer in model.layers:
-        for node in layer._inbound_nodes:
-            if any(each is tensor for each in node.arguments.keras_tensors):
-                yield layer, node.outputs
-
-
 def graph_of(model):
     """Return the Functional model that ``model`` is, or has if it is Sequential."""
     if isinstance(model, keras.Sequential):
@@ -892,6 +881,24 @@ def _again(operation, inputs, moved):
     }
     outputs = getattr(tf.raw_ops, operation.type)(**arguments, **attributes)
     return outputs if isinstance(outputs, list) else [outputs]
+
+
+def is_traced():
+    """Return whether TensorFlow traces a graph now, which tells what reads a tensor."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
+
+
+def in_graph(function):
+    """Return ``function`` that is traced as a graph of TensorFlow and run as such."""
+    if keras.backend.backend() != "tensorflow":
+        return lambda *args: None
+    import tensorflow as tf
+
+    return tf.function(function, autograph=False)
 
 
 def _operation(tensor):

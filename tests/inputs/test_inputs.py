@@ -25,16 +25,18 @@ def functional():
     return keras.Model([price, rest], layers.Dense(1, name="head")(x), name="net")
 
 
+def reads_and_head():
+    return [layers.Dense(1, name="reads"), layers.Dense(1, name="head")]
+
+
 def sequential():
-    return keras.Sequential(
-        [keras.Input((2,), name="price"), layers.Dense(1, name="reads")], name="net"
-    )
+    # The last layer is a head, which computes in float32.
+    price = keras.Input((2,), name="price")
+    return keras.Sequential([price, *reads_and_head()], name="net")
 
 
 def unbuilt():
-    return keras.Sequential(
-        [layers.Flatten(), layers.Dense(1, name="reads")], name="net"
-    )
+    return keras.Sequential([layers.Flatten(), *reads_and_head()], name="net")
 
 
 class Net(keras.Model):
