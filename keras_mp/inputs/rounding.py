@@ -147,7 +147,7 @@ def _readers(model, tensor):
             seen.add(operation.name)
             layers = _layers_of(model, operation)
             follows = layers and type(layers[-1]) in lists.FOLLOW
-            if follows or operation.type in _KEEP | _SELECT:
+            if follows or operation.type in _KEEP | _SELECT | {"Cast"}:
                 open_ += operation.outputs
             else:
                 yield operation
