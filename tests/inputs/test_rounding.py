@@ -80,7 +80,6 @@ def test_a_model_of_ones_own_beside_an_embedding(eager):
 
 
 def test_whole_numbers_in_int32_beside_floats_are_no_matter_of_casts():
-    @keras.saving.register_keras_serializable("test_rounding")
     class Pick(layers.Layer):
         def call(self, x, ids):
             at = ops.argmax(ids, axis=-1)
