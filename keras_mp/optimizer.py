@@ -112,6 +112,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self._scaling = rule
         self._all_reduce_dtype = all_reduce_dtype
         self._loop = threading.local()
+        self._was_scaled = False
         self._warned_unscaled = False
         self._make_state()
         if factor is not None:
@@ -135,6 +136,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self._counters = self.add_variable(
             (len(_COUNTERS),), dtype="int", aggregation="none", name="counters"
         )
+        self._nonfinite_losses = self._scalar("nonfinite_losses", np.int32(0))
         self._extra_state = {
             field: self._scalar(field, value)
             for field, value in state._asdict().items()
@@ -210,7 +212,18 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     def initial_scale(self, value):
         self._change_rule(initial_scale=value)
         if self._scaling is not None and not self.built:
-            self.dynamic_scale.assign(self._scaling.initial_scale)
+            self._scale_variable.assign(self._scaling.initial_scale)
+
+    @property
+    def dynamic_scale(self) -> keras.Variable:
+        """The variable that holds what the next loss is multiplied by, a float32."""
+        # A loop of the user's own may multiply its loss by it.
+        self._loop.scale_was_read = True
+        return self._scale_variable
+
+    @dynamic_scale.setter
+    def dynamic_scale(self, variable):
+        self.__dict__["_scale_variable"] = variable
 
     @property
     def dynamic_growth_steps(self) -> int | None:
@@ -245,7 +258,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         Does not synchronise with the device.
         """
         self._loop.scaled, self._loop.unscaled = True, False
-        return ops.multiply(loss, self.dynamic_scale)
+        self._was_scaled = True
+        return ops.multiply(loss, self._scale_variable)
 
     def get_scaled_loss(self, loss: Any) -> Any:
         """Return ``loss`` times the scale; tf.keras's name for `scale_loss`."""
@@ -263,7 +277,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         Does not synchronise with the device.
         """
         self._loop.unscaled = True
-        return [numerics.unscale(gradient, self.dynamic_scale) for gradient in grads]
+        return [numerics.unscale(gradient, self._scale_variable) for gradient in grads]
 
     def check_finite(self, grads: Iterable) -> Any:
         """Return a scalar bool tensor: no gradient holds an inf or a NaN."""
@@ -305,12 +319,12 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         if unscaled and self._all_reduce_dtype:
             # The scale is what keeps them inside the narrower range on their way.
             grads = [
-                numerics.rescale(gradient, self.dynamic_scale) for gradient in grads
+                numerics.rescale(gradient, self._scale_variable) for gradient in grads
             ]
             unscaled = False
         window = self._window(variables, unscaled)
 
-        scale = None if unscaled else self.dynamic_scale
+        scale = None if unscaled else self._scale_variable
         inner = self.inner_optimizer
 
         def update(grads, divided):
@@ -339,7 +353,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             wire_dtype=self._all_reduce_dtype,
             overwrites=[numerics.overwrites(variable) for variable in variables],
         )
-        distribute.run_step(step, grads, state=self.dynamic_scale)
+        distribute.run_step(step, grads, state=self._scale_variable)
 
     def apply_gradients(
         self, grads_and_vars: Iterable, *, aggregate_gradients: bool = True
@@ -365,7 +379,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """Return the accumulation window of the inner optimizer, if it has one."""
         if not self.gradient_accumulation_steps:
             return None
-        scale = None if unscaled else self.dynamic_scale
+        scale = None if unscaled else self._scale_variable
         return accumulation.Window(self.inner_optimizer, variables, scale)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
@@ -373,7 +387,9 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         mapping = list(zip(self.variables, optimizer_variables, strict=True))
         with keras.StatelessScope(state_mapping=mapping) as scope:
             verdict = self._judge(grads, unscaled=False)
-            grads = self._unscaled(grads, self._trainable_variables, self.dynamic_scale)
+            grads = self._unscaled(
+                grads, self._trainable_variables, self._scale_variable
+            )
             self._advance(verdict)
         own = [scope.get_current_value(variable) for variable in self._variables]
         inner = list(optimizer_variables[len(own) :])
@@ -386,6 +402,18 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         )
         return trainable_variables, own + inner
 
+    @contextlib.contextmanager
+    def in_train_step(self):
+        """Return a context for one whole step: forward pass, gradients and `apply`.
+
+        There, gradients of a loss that was never scaled are taken as they are.
+        """
+        self._loop.in_whole_step, self._loop.scale_was_read = True, False
+        try:
+            yield
+        finally:
+            self._loop.in_whole_step = False
+
     def _are_unscaled(self):
         """Return whether this loop's gradients are unscaled already; warn if unsure.
 
@@ -393,16 +421,15 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """
         scaled = getattr(self._loop, "scaled", False)
         unscaled = getattr(self._loop, "unscaled", False)
-        if not (scaled or unscaled or self._warned_unscaled):
+        if scaled or unscaled:
+            return unscaled
+        knows = getattr(self._loop, "in_whole_step", False) and not self._was_scaled
+        if knows and self._loop.scale_was_read:
+            return False  # the step has multiplied its loss by hand
+        if not self._warned_unscaled:
             self._warned_unscaled = True
-            warnings.warn(
-                "LossScaleOptimizer.apply() was called without scale_loss() before "
-                "it. Gradients are divided by the scale; if the loss was not "
-                "multiplied by it, every update shrinks to nearly nothing. Compute "
-                "the gradients of `optimizer.scale_loss(loss)`.",
-                stacklevel=3,
-            )
-        return unscaled
+            warnings.warn(_NEVER_SCALED if knows else _NOT_SCALED, stacklevel=3)
+        return knows
 
     def _unscaled(self, grads, variables, scale):
         return [
@@ -419,7 +446,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         largest = numerics.largest(grads)
         finite = ops.isfinite(largest)
         if not unscaled:
-            largest = ops.divide(largest, self.dynamic_scale)
+            largest = ops.divide(largest, self._scale_variable)
         return scaling.Verdict(finite, largest)
 
     def _advance(self, verdict):
@@ -446,9 +473,17 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     def _count_overflows(self, overflowed):
         self._overflows.assign_add(ops.cast(overflowed, self._overflows.dtype))
 
+    def count_loss(self, nonfinite: Any) -> None:
+        """Count a step whose loss was not finite.
+
+        Args:
+            nonfinite: Scalar bool tensor, of this replica: whether it was not.
+        """
+        distribute.count_if_any(self._nonfinite_losses, nonfinite)
+
     def _state_variables(self):
         """Return the variables that hold the rule's state, by field, in its order."""
-        known = {"scale": self.dynamic_scale, "clean_steps": self.step_counter}
+        known = {"scale": self._scale_variable, "clean_steps": self.step_counter}
         return known | self._extra_state
 
     def _state(self):
@@ -470,15 +505,20 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             A dict with ``scale`` (float: what the next loss is multiplied by) and the
             ints ``steps`` (calls of `apply`), ``applied``, ``skipped``,
             ``consecutive_skipped`` (the current run of skipped steps), ``growths`` and
-            ``backoffs`` (changes of the scale).
+            ``backoffs`` (changes of the scale), and ``nonfinite_losses`` (steps whose
+            loss was inf or NaN, skipped or not; `keras_mp.compile` has the steps of
+            ``fit`` and ``train_on_batch`` counted, loops of your own are not; across
+            machines, each counts its own).
 
         Synchronises with the device.
         """
-        counts = np.asarray(ops.convert_to_numpy(self._counters)).tolist()
-        counters = dict(zip(_COUNTERS, counts, strict=True))
-        scale = float(ops.convert_to_numpy(self.dynamic_scale))
-        steps = counters["applied"] + counters["skipped"]
-        return {"scale": scale, "steps": steps, **counters}
+        counters = dict(zip(_COUNTERS, _read(self._counters), strict=True))
+        return {
+            "scale": _read(self._scale_variable),
+            "steps": counters["applied"] + counters["skipped"],
+            **counters,
+            "nonfinite_losses": _read(self._nonfinite_losses),
+        }
 
     def overflows_by_replica(self) -> list[int]:
         """Return how often each replica's own gradients were not finite.
@@ -491,7 +531,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         """
         if self._overflows is None:
             return [self.stats()["skipped"]]
-        return np.asarray(ops.convert_to_numpy(self._overflows)).tolist()
+        return _read(self._overflows)
 
     # Saving.
 
@@ -564,12 +604,30 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         return cls(inner_optimizer, **rest)
 
 
+_NEVER_SCALED = (
+    "This train_step calls LossScaleOptimizer.apply() without scale_loss() before it, "
+    "so its gradients are taken as they are, not divided by the scale. Training goes "
+    "on, but gradients that are too small for float16 are lost. Compute the gradients "
+    "of `optimizer.scale_loss(loss)`, or use mixed_bfloat16, which needs no scale."
+)
+
+_NOT_SCALED = (
+    "LossScaleOptimizer.apply() was called without scale_loss() before it. Gradients "
+    "are divided by the scale; if the loss was not multiplied by it, every update "
+    "shrinks to nearly nothing. Compute the gradients of `optimizer.scale_loss(loss)`."
+)
+
 _EXHAUSTED = (
     "LossScaleOptimizer: gradients overflowed although the loss scale has already "
     "fallen to its floor (min_scale), so no smaller scale can help. Look for NaN or "
     "inf in the inputs, a learning rate that diverges, or a layer that needs float32; "
     "on_floor='hold' keeps skipping such steps instead."
 )
+
+
+def _read(variable):
+    """Return the value of ``variable`` as a plain number, or a list of them."""
+    return np.asarray(ops.convert_to_tensor(variable)).tolist()
 
 
 def checked_inner(inner_optimizer):

@@ -24,17 +24,6 @@ def sublayers(layer):
     return list(layer._layers)
 
 
-def readers_of(model, tensor):
-    """Yield each layer of a Functional model that reads ``tensor``, and its outputs.
-
-    ``tensor`` is symbolic. Keras keeps this graph in the nodes of its layers.
-    """
-    for layer in model.layers:
-        for node in layer._inbound_nodes:
-            if any(each is tensor for each in node.arguments.keras_tensors):
-                yield layer, node.outputs
-
-
 def graph_of(model):
     """Return the Functional model that ``model`` is, or has if it is Sequential."""
     if isinstance(model, keras.Sequential):
@@ -420,6 +409,31 @@ def build_for(model, data):
         model._symbolic_build(data_batch=data)
 
 
+def reporting_metrics(model):
+    """Return each metric of ``model`` that reports, with those that count for it.
+
+    Public ``metrics`` has all that were given to ``compile`` as one, which lists them
+    from the first batch on; those given as objects have their variables before.
+
+    Returns:
+        A list of pairs: a metric, and a list of metrics, itself for most.
+    """
+    compiled = getattr(model, "_compile_metrics", None)
+    return [
+        (metric, _compiled_metrics(metric) if metric is compiled else [metric])
+        for metric in model.metrics
+    ]
+
+
+def _compiled_metrics(compiled):
+    if compiled.built:
+        return compiled.metrics
+    given = keras.tree.flatten(
+        (compiled._user_metrics, compiled._user_weighted_metrics)
+    )
+    return [each for each in given if isinstance(each, keras.metrics.Metric)]
+
+
 def strategy_of(model):
     """Return the ``tf.distribute`` strategy ``model`` was created under, or None.
 
@@ -474,6 +488,22 @@ def run_steps_with(model, choose, mark):
     model._make_function = chosen
 
 
+def epoch_ends(model, ended):
+    """Return a context in which ``ended()`` is called as an epoch of ``fit`` ends.
+
+    Before its validation and its callbacks. Keras then reads the metrics by a method of
+    its own, and so it does where ``evaluate`` ends. A callback would be public, but a
+    ``fit`` that was overridden need not take any.
+    """
+    read = model._get_metrics_result_or_logs
+
+    def end_and_read(logs):
+        ended()
+        return read(logs)
+
+    return replaced(model, _get_metrics_result_or_logs=end_and_read)
+
+
 def step_counter(optimizer):
     """Return the variable that counts the gradients ``optimizer`` was given.
 
@@ -510,7 +540,8 @@ def accumulators(optimizer, variables):
 
 @contextlib.contextmanager
 def replaced(owner, **attributes):
-    """Give the object ``owner`` attributes of its own; take them away afterwards."""
+    """Give the object ``owner`` attributes of its own; afterwards what it had."""
+    before = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
     for name, value in attributes.items():
         setattr(owner, name, value)
     try:
@@ -518,6 +549,8 @@ def replaced(owner, **attributes):
     finally:
         for name in attributes:
             delattr(owner, name)
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 def updating_parts(optimizer):
@@ -869,6 +902,24 @@ def _again(operation, inputs, moved):
         }
     )
     return outputs if isinstance(outputs, list) else [outputs]
+
+
+def is_traced():
+    """Return whether TensorFlow traces a graph now, which tells what reads a tensor."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
+
+
+def in_graph(function):
+    """Return ``function`` that is traced as a graph of TensorFlow and run as such."""
+    if keras.backend.backend() != "tensorflow":
+        return lambda *args: None
+    import tensorflow as tf
+
+    return tf.function(function, autograph=False)
 
 
 def _operation(tensor):

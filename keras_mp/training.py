@@ -1,14 +1,11 @@
 """The one-call paths: compile a model, wrap an optimizer, load a model."""
 
 import difflib
-import functools
 import os
 import warnings
-import weakref
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_mp import (
     conversion,
@@ -21,6 +18,7 @@ from keras_mp import (
     scaling,
 )
 from keras_mp.optimizer import LossScaleOptimizer, checked_inner
+from keras_mp.protection import protect
 from keras_mp.scaling import LossScale
 
 
@@ -37,10 +35,11 @@ def compile(
 
     If any layer computes in float16, the optimizer is wrapped in a
     `LossScaleOptimizer`; under bfloat16 and float32 only if ``scaling`` is given. A
-    step that is skipped then changes nothing at all: BatchNorm statistics, metrics and
-    every other variable of the model are what they were before it, and so the epoch's
-    loss stays finite. (In an epoch without one applied step, metrics are what Keras
-    gives before the first one: 0. `ScalerStats` warns of it.)
+    step that is skipped then changes nothing of the model: weights, optimizer
+    variables, BatchNorm statistics and random seeds are what they were before it. The
+    loss and the metrics of its batch count like those of any other, but for a metric
+    that it would leave inf or NaN. A metric that no batch of an epoch leaves finite
+    reads NaN. `fit` warns of a run that skips one step after another.
 
     Args:
         model: A Keras model, built or not.
@@ -190,63 +189,6 @@ def _replace_keras_scaler(model):
     arguments = keras.saving.deserialize_keras_object(model.get_compile_config())
     arguments |= {"optimizer": new, "auto_scale_loss": False}
     model.compile(**arguments)
-
-
-def protect(model: keras.Model, optimizer: LossScaleOptimizer) -> None:
-    """Make a step that ``optimizer`` skips leave every variable of ``model`` as it was.
-
-    A forward pass that overflows writes its inf and NaN into BatchNorm statistics,
-    metrics and random seeds before any gradient exists to be judged. So the model's
-    ``train_step`` is wrapped: it keeps the values these variables had, runs the step,
-    and puts them back if an optimizer skipped. Values are kept by reference and put
-    back in a branch, so a step that is applied copies nothing.
-
-    Trainable variables are the optimizer's to guard: keeping their values would copy
-    each one at every update. So a layer that assigns a trainable variable of its own in
-    its forward pass (`keras.layers.SpectralNormalization` does) is not covered.
-    """
-    if not hasattr(model.train_step, "_keras_mp_optimizers"):
-        model.train_step = _protected(model, model.train_step)
-    model.train_step._keras_mp_optimizers.add(optimizer)
-
-
-def _protected(model, train_step):
-    """Return ``train_step`` with the model's state put back after a skipped step."""
-    # Weakly held: a model that is compiled again lets its old optimizer go.
-    in_use = weakref.WeakSet()
-
-    @functools.wraps(train_step)
-    def protected(data):
-        optimizers = list(in_use)
-        if not optimizers:
-            return train_step(data)
-        if model.run_eagerly:
-            # A traced function has created all variables before its first real step.
-            private.build_for(model, data)
-        skipped = _skipped(optimizers)
-        variables = model.non_trainable_variables + model.metrics_variables
-        values = private.values_of(variables)
-        logs = train_step(data)
-        clean = ops.equal(skipped, _skipped(optimizers))
-        distribute.restore_unless(clean, variables, values)
-        return _logs_of(model, logs, clean)
-
-    protected._keras_mp_optimizers = in_use
-    return protected
-
-
-def _skipped(optimizers):
-    """Return how many steps all ``optimizers`` together have skipped."""
-    return functools.reduce(ops.add, [each.skipped_steps for each in optimizers])
-
-
-def _logs_of(model, logs, clean):
-    """Return ``logs``; of a skipped step, with the metrics as they are again."""
-    results = model.get_metrics_result()
-    return {
-        name: ops.where(clean, value, results[name]) if name in results else value
-        for name, value in logs.items()
-    }
 
 
 def _make_safe(model):

@@ -37,7 +37,9 @@ ROOMS = {
     },
     "policies": {"guards", "hardware", "lists", "private"},
     "layers": {"flow", "numerics", "policies", "private"},
-    "inputs": {"distribute", "lists", "private"},
+    "watching": {"private"},
+    "inputs": {"distribute", "lists", "private", "watching"},
+    "protection": {"distribute", "numerics", "optimizer", "private", "watching"},
     "heads": {"guards", "lists", "policies", "private"},
     "placement": {"guards", "heads", "layers", "policies", "private"},
     "conversion": {
@@ -57,6 +59,7 @@ ROOMS = {
         "optimizer",
         "policies",
         "private",
+        "protection",
         "scaling",
     },
     "lint": {"flow", "guards", "policies", "private", "training"},

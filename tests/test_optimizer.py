@@ -186,6 +186,7 @@ def test_stats_count_every_event():
         "consecutive_skipped": 0,
         "growths": 0,
         "backoffs": 0,
+        "nonfinite_losses": 0,
     }
     for finite in [True, True, True, False, False]:
         grads = [np.full((3,), 1.0 if finite else np.nan), np.ones((2, 1))]
@@ -198,6 +199,7 @@ def test_stats_count_every_event():
         "consecutive_skipped": 2,
         "growths": 1,
         "backoffs": 2,
+        "nonfinite_losses": 0,
     }
     assert all(type(v) in (int, float) for v in optimizer.stats().values())
 
@@ -475,6 +477,18 @@ def test_state_survives_saving(rule):
     loaded.load_own_variables(stored(optimizer))
     assert loaded.stats() == optimizer.stats()
     assert_same(values(loaded.variables), values(optimizer.variables))
+
+
+@DIRECT
+def test_checkpoint_from_before_a_counter_was_there():
+    optimizer = trained(keras_mp.LossScaleOptimizer, "adam")
+    optimizer.count_loss(True)
+    store = stored(optimizer)
+    del store["nonfinite_losses"]
+    loaded = fresh(keras_mp.LossScaleOptimizer, "adam")
+    loaded.load_own_variables(store)
+    assert optimizer.stats()["nonfinite_losses"] == 1
+    assert loaded.stats() == optimizer.stats() | {"nonfinite_losses": 0}
 
 
 @DIRECT

@@ -80,6 +80,20 @@ def test_model_without_call_trains_and_logs():
     assert result["steps"] == 2
 
 
+# Losses that are not finite.
+
+
+def test_each_replica_leaves_out_its_own_and_a_step_is_counted_once():
+    result = run_group("losses")
+    assert result["loss"] == pytest.approx(result["expected"])
+    # A batch in each of two epochs; a share of no rows, whose loss is NaN, is none.
+    assert result["nonfinite_losses"] == 2
+
+
+def test_nothing_finite_on_any_replica_reads_nan():
+    assert np.isnan(run_group("losses")["nothing"]).all()
+
+
 # Several steps in one execution.
 
 
@@ -372,6 +386,28 @@ class _Ends(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.batches.append(batch)
+
+
+def group_losses():
+    """Fit on batches of 4, 4, 4 and 1 rows; in the second one replica sees an inf."""
+    numbers = np.arange(13, dtype="float32")
+    numbers[6] = np.inf
+    rows = numbers[:, None]
+    with mirrored(2).scope():
+        ones = keras.layers.Dense(1, kernel_initializer="ones", dtype="float32")
+        model = keras.Sequential([keras.Input((1,)), ones])
+        keras_mp.compile(model, keras.optimizers.SGD(0.0), "mse", scaling=_gentle())
+    options = {"batch_size": 4, "shuffle": False, "verbose": 0}
+    history = model.fit(rows, 0 * np.arange(13), epochs=2, **options).history
+    stats = model.optimizer.stats()
+    nothing = model.fit(rows[[6] * 4], np.zeros(4), **options).history
+    finite = np.delete(numbers, [6, 7])
+    return {
+        "loss": history["loss"],
+        "expected": 2 * [float(np.mean(finite**2))],
+        "nonfinite_losses": stats["nonfinite_losses"],
+        "nothing": nothing["loss"],
+    }
 
 
 def group_steps():

@@ -15,10 +15,11 @@ class ScalerStats(keras.callbacks.Callback):
     ``EarlyStopping(monitor="scaler_skipped", mode="min")`` then see them like any
     metric (Keras wants a ``mode`` for names that are not its own):
     ``scaler_scale``, ``scaler_steps``, ``scaler_applied``, ``scaler_skipped``,
-    ``scaler_consecutive_skipped``, ``scaler_growths`` and ``scaler_backoffs``. Put it
-    before the callbacks that are to see them. Without loss scaling (bfloat16, float32)
-    it warns once and writes nothing. It also warns of an epoch whose steps were all
-    skipped, because the metrics of such an epoch say nothing.
+    ``scaler_consecutive_skipped``, ``scaler_growths``, ``scaler_backoffs`` and
+    ``scaler_nonfinite_losses`` (steps whose loss was inf or NaN, which the epoch's loss
+    leaves out). Put it before the callbacks that are to see them. Without loss scaling
+    (bfloat16, float32) it warns once and writes nothing. It also warns of an epoch
+    whose steps were all skipped, because the model learned nothing in it.
 
     Args:
         frequency: ``"epoch"`` reads the device once an epoch, at its end. A number N
@@ -90,11 +91,12 @@ class ScalerStats(keras.callbacks.Callback):
         if skipped >= steps > 0 and self._steps_read == self._steps_done:
             warnings.warn(
                 f"None of the last {skipped} training steps was applied: their "
-                "gradients overflowed. Metrics count applied batches only, so this "
-                "epoch's loss of 0 means nothing. The loss scale has come down to "
-                f"{self._last['scaler_scale']:g} and falls until gradients fit; if "
-                "that takes long, start with a smaller one or look for inf in the "
-                "data.",
+                "gradients were not finite, so that the model learned nothing. The "
+                f"loss scale is {self._last['scaler_scale']:g}; a rule other than a "
+                "static one lowers it until gradients fit. If that takes long, start "
+                "with a smaller one. A loss of NaN means that no batch had a finite "
+                "loss, which no scale can help: look for inf or NaN in the data, or "
+                "for a layer that needs float32.",
                 stacklevel=2,
             )
 

@@ -1,9 +1,11 @@
 """What is special about several replicas; the one room that knows ``tf.distribute``."""
 
+from keras_mp.distribute.empty import unless_empty
 from keras_mp.distribute.scope import check_scope, scope_of
 from keras_mp.distribute.step import (
     Step,
     copies_of,
+    count_if_any,
     has_strategy,
     replicas,
     restore_unless,
@@ -17,6 +19,7 @@ __all__ = [
     "Step",
     "check_scope",
     "copies_of",
+    "count_if_any",
     "has_strategy",
     "mend",
     "replicas",
@@ -25,4 +28,5 @@ __all__ = [
     "run_step",
     "scope_of",
     "share_variables",
+    "unless_empty",
 ]

@@ -55,6 +55,12 @@ def ignore_nan_of_no_rows(optimizer):
     optimizer.apply = apply_without_nan
 
 
+def unless_empty(event):
+    """Return ``event``, a bool tensor, or False if it is of a share of no rows."""
+    empty = getattr(_running, "empty", None)
+    return event if empty is None else ops.logical_and(event, ops.logical_not(empty))
+
+
 def rows_of(data):
     """Return the number of rows of ``data``, a nested structure of tensors."""
     import tensorflow as tf

@@ -19,6 +19,7 @@ KEYS = {
     "scaler_consecutive_skipped",
     "scaler_growths",
     "scaler_backoffs",
+    "scaler_nonfinite_losses",
 }
 
 X = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
@@ -109,6 +110,8 @@ def test_skipped_steps_are_counted():
     assert history["scaler_backoffs"] == [2]
     assert history["scaler_scale"] == [256.0]
     assert history["scaler_consecutive_skipped"] == [0]
+    assert history["scaler_nonfinite_losses"] == [2]
+    assert np.isfinite(history["loss"]).all()
 
 
 def test_ongoing_run_of_skipped_steps():

@@ -1,0 +1,55 @@
+"""A warning of a run that skips one step after another."""
+
+#: So many skipped steps in a row are no search for the scale any more: from 2**15 to 1
+#: it takes 15. Before a first step was applied, a scale that was given may be larger.
+_ALL, _IN_A_ROW = 50, 20
+
+
+def begin(optimizers):
+    """Return what yields, once, a warning of ``optimizers`` that only skip.
+
+    Args:
+        optimizers: List of `LossScaleOptimizer`.
+    """
+    warned = set()
+
+    def look():
+        for optimizer in optimizers:
+            stats = optimizer.stats()
+            skipped = stats["consecutive_skipped"]
+            if skipped >= (_IN_A_ROW if stats["applied"] else _ALL):
+                if optimizer.name not in warned:
+                    warned.add(optimizer.name)
+                    yield _message(optimizer, skipped, stats)
+
+    return look
+
+
+def _message(optimizer, skipped, stats):
+    which = f"all {skipped}" if not stats["applied"] else f"the last {skipped}"
+    # Where the loss itself is not finite, no scale is small enough.
+    forward = 2 * stats["nonfinite_losses"] > skipped
+    return (
+        f"Optimizer '{optimizer.name}' has skipped {which} training steps, because "
+        "their gradients were not finite: the model does not learn. The loss scale is "
+        f"{stats['scale']:g}; {stats['nonfinite_losses']} steps had a loss that was "
+        f"inf or NaN. {_FORWARD if forward else _BACKWARD}"
+    )
+
+
+_FORWARD = (
+    "So the forward pass overflows, which no loss scale can help. Look for inf or NaN "
+    "in the data, and for what exceeds 65,504 in float16: a constant such as -1e9, a "
+    "sum or a product of large numbers. keras_mp.lint(model) names layers to look at; "
+    "keep such a layer in float32 with keras_mp.Policy('mixed_float16', float32=[its "
+    "name]), or use 'mixed_bfloat16', whose numbers go as far as those of float32."
+)
+
+_BACKWARD = (
+    "The forward pass is finite, but its gradients overflow. If the scale is above 1, "
+    "start with a smaller one: scaling=keras_mp.scaling.DynamicLossScale("
+    "initial_scale=1.0). Otherwise look for a layer whose gradients exceed 65,504 in "
+    "float16: keras_mp.lint(model) names layers to look at; keep such a layer in "
+    "float32 with keras_mp.Policy('mixed_float16', float32=[its name]), or use "
+    "'mixed_bfloat16', whose numbers go as far as those of float32."
+)

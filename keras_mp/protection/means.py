@@ -1,0 +1,181 @@
+"""Running means of what is finite.
+
+A metric adds up what the batches give, so that the inf or NaN of one would stay until
+the epoch ends. Here a metric that a step leaves not finite gets back what it had. If
+that was nothing, it becomes NaN: so an epoch reads whose every step was like that. In
+the next step it starts from 0.
+
+All numbers are looked at together, in few operations, and each metric by itself in a
+branch that is taken only if any number is not finite.
+"""
+
+import keras
+from keras import ops
+
+from keras_mp import numerics, private
+
+
+def begin(model):
+    """Return what metrics hold before a step of ``model``; NaN ones start from 0.
+
+    Returns:
+        The value of each variable, as a tensor, by the variable's id.
+    """
+    metrics = _counting(model)
+    variables = _variables(metrics)
+    if not variables:
+        return {}
+    values = private.values_of(variables)
+    values = private.cond(
+        numerics.all_finite(_floats(values)),
+        lambda: values,
+        lambda: _started(metrics, _by_id(variables, values)),
+    )
+    return _by_id(variables, values)
+
+
+def leave_out(model, before, logs):
+    """Put metrics back that are finite no more, and show so in the logs of their step.
+
+    Args:
+        model: A Keras model after a step.
+        before: What `begin` returned before it; less of metrics that it has made.
+        logs: What the step returned. Of a dict, an item on top that has the name of a
+            metric is replaced by what it gives if that was put back, and if the item is
+            not finite.
+
+    Returns:
+        The logs, and a scalar bool tensor: a loss of this step was not finite. That is
+        what is called ``loss``, or by a name that ends so, on top of the logs or among
+        the metrics that were not given to ``compile``.
+    """
+    metrics = _counting(model)
+    variables = _variables(metrics)
+    values = private.values_of(variables)
+    shown = _numbers_on_top(logs)
+    losses = [value for name, value in shown.items() if _is_loss(name)]
+
+    def mended():
+        left_out = _put_back(metrics, before, _by_id(variables, values))
+        in_logs = ops.logical_not(numerics.every_finite(losses))
+        nonfinite = _any([in_logs, *_left_out_losses(model, left_out)])
+        return _with_results(model, left_out, shown), nonfinite
+
+    shown, nonfinite = private.cond(
+        numerics.all_finite([*_floats(values), *losses]),
+        lambda: (shown, ops.convert_to_tensor(False)),
+        mended,
+    )
+    return ({**logs, **shown} if shown else logs), nonfinite
+
+
+def _counting(model):
+    """Return the metrics of ``model`` one by one, also those given to ``compile``."""
+    return [part for _, parts in private.reporting_metrics(model) for part in parts]
+
+
+def _started(metrics, values):
+    """Set metrics that are NaN throughout to 0, and return the values of all."""
+    for metric in metrics:
+        own = _variables([metric])
+        floats = _floats([values[id(variable)] for variable in own])
+        if floats:
+            hidden = _all([ops.all(ops.isnan(value)) for value in floats])
+            for variable in own:
+                value = values[id(variable)]
+                value = ops.where(hidden, ops.zeros_like(value), value)
+                variable.assign(value)
+                values[id(variable)] = value
+    return list(values.values())
+
+
+def _put_back(metrics, before, values):
+    """Put each metric back that became not finite; return whether it did, by its id."""
+    return {id(metric): _put_one_back(metric, before, values) for metric in metrics}
+
+
+def _put_one_back(metric, before, values):
+    variables = _variables([metric])
+    new = [values[id(each)] for each in variables]
+    old = [before.get(id(each), ops.zeros_like(values[id(each)])) for each in variables]
+    pairs = list(zip(old, new, strict=True))
+    is_out = _any([_is_ruined(*pair) for pair in pairs if numerics.is_float(pair[0])])
+    had_nothing = _all([ops.all(ops.equal(each, ops.zeros_like(each))) for each in old])
+    for variable, (value, ruined) in zip(variables, pairs, strict=True):
+        if numerics.is_float(value):
+            value = ops.where(had_nothing, ops.full_like(value, float("nan")), value)
+        variable.assign(ops.where(is_out, value, ruined))
+    return is_out
+
+
+def _is_ruined(old, new):
+    """Return whether any number in ``new`` is not finite that is finite in ``old``."""
+    lost = ops.logical_and(ops.isfinite(old), ops.logical_not(ops.isfinite(new)))
+    return ops.any(lost)
+
+
+def _left_out_losses(model, left_out):
+    """Return for each loss that ``model`` tracks whether it was put back."""
+    return [
+        left_out[id(metric)]
+        for metric, parts in private.reporting_metrics(model)
+        if metric in parts and _is_loss(metric.name)
+    ]
+
+
+def _with_results(model, left_out, shown):
+    """Return the logs ``shown``, with what the metrics that were put back give now."""
+    shown = dict(shown)
+    for metric, parts in private.reporting_metrics(model):
+        if not getattr(metric, "built", True):
+            continue  # a train_step that leaves out the metrics of `compile`
+        is_out = _any([left_out[id(part)] for part in parts])
+        results = metric.result()
+        if not isinstance(results, dict):
+            results = {metric.name: results}
+        for name, result in results.items():
+            if name in shown and shown[name].shape == ops.shape(result):
+                old = shown[name]
+                is_its = ops.logical_and(is_out, ops.logical_not(ops.isfinite(old)))
+                shown[name] = ops.where(is_its, ops.cast(result, old.dtype), old)
+    return shown
+
+
+def _numbers_on_top(logs):
+    """Return the float tensors in ``logs``, by their names; of a dict only."""
+    if not isinstance(logs, dict):
+        return {}
+    return {
+        name: ops.convert_to_tensor(value)
+        for name, value in logs.items()
+        if numerics.is_float(value)
+    }
+
+
+def _is_loss(name):
+    return str(name).endswith("loss")
+
+
+def _variables(metrics):
+    """Return the variables of ``metrics`` that hold numbers, each once."""
+    variables = [variable for metric in metrics for variable in metric.variables]
+    numbers = [each for each in variables if each.dtype != "string"]
+    return list({id(variable): variable for variable in numbers}.values())
+
+
+def _by_id(variables, values):
+    return {
+        id(variable): value for variable, value in zip(variables, values, strict=True)
+    }
+
+
+def _floats(values):
+    return [value for value in values if keras.backend.is_float_dtype(value.dtype)]
+
+
+def _all(conditions):
+    return ops.all(ops.stack([ops.convert_to_tensor(True), *conditions]))
+
+
+def _any(conditions):
+    return ops.any(ops.stack([ops.convert_to_tensor(False), *conditions]))

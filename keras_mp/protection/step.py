@@ -1,0 +1,75 @@
+"""A step that is skipped changes nothing in the model that took it."""
+
+import contextlib
+import functools
+import weakref
+
+import keras
+from keras import ops
+
+from keras_mp import distribute, private, watching
+from keras_mp.optimizer import LossScaleOptimizer
+from keras_mp.protection import alarm, means
+
+
+def protect(model: keras.Model, optimizer: LossScaleOptimizer) -> None:
+    """Make a step that ``optimizer`` skips leave every variable of ``model`` as it was.
+
+    A forward pass that overflows writes its inf and NaN into BatchNorm statistics,
+    metrics and random seeds before any gradient exists to be judged. So the model's
+    ``train_step`` is wrapped: it keeps the values these variables had, runs the step,
+    and puts them back if an optimizer skipped. Values are kept by reference and put
+    back in a branch, so a step that is applied copies nothing.
+
+    The loss and the metrics of a batch do not depend on the scale, so that they count
+    whether its step is skipped or not; `means` leaves out what is not finite.
+
+    Trainable variables are the optimizer's to guard: keeping their values would copy
+    each one at every update. So a layer that assigns a trainable variable of its own in
+    its forward pass (`keras.layers.SpectralNormalization` does) is not covered.
+    """
+    if not hasattr(model.train_step, "_keras_mp_optimizers"):
+        model.train_step = _protected(model, model.train_step)
+        watching.watch(model, "skipped steps", functools.partial(_alarm, model))
+    model.train_step._keras_mp_optimizers.add(optimizer)
+
+
+def _alarm(model):
+    return alarm.begin(list(model.train_step._keras_mp_optimizers))
+
+
+def _protected(model, train_step):
+    """Return ``train_step`` with the model's state put back after a skipped step."""
+    # Weakly held: a model that is compiled again lets its old optimizer go.
+    in_use = weakref.WeakSet()
+
+    @functools.wraps(train_step)
+    def protected(data):
+        optimizers = list(in_use)
+        if not optimizers:
+            return train_step(data)
+        if model.run_eagerly:
+            # A traced function has created all variables before its first real step.
+            private.build_for(model, data)
+        skipped = _skipped(optimizers)
+        variables = model.non_trainable_variables
+        values = private.values_of(variables)
+        before = means.begin(model)
+        with contextlib.ExitStack() as steps:
+            for optimizer in optimizers:
+                steps.enter_context(optimizer.in_train_step())
+            logs = train_step(data)
+        clean = ops.equal(skipped, _skipped(optimizers))
+        distribute.restore_unless(clean, variables, values)
+        logs, nonfinite = means.leave_out(model, before, logs)
+        for optimizer in optimizers:
+            optimizer.count_loss(distribute.unless_empty(nonfinite))
+        return logs
+
+    protected._keras_mp_optimizers = in_use
+    return protected
+
+
+def _skipped(optimizers):
+    """Return how many steps all ``optimizers`` together have skipped."""
+    return functools.reduce(ops.add, [each.skipped_steps for each in optimizers])

@@ -1,0 +1,118 @@
+"""What has to look at the device now and then while a model is in ``fit``."""
+
+import contextlib
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterable
+
+import keras
+
+from keras_mp import private
+
+#: Looks are taken after the first step, after so many, and each time their number has
+#: doubled since. So a run of a million steps is looked at 16 times, not at each step,
+#: which would have the host wait for the device every time.
+_EARLY = 50
+
+
+def watch(
+    model: keras.Model, name: str, begin: Callable[[], Callable[[], Iterable[str]]]
+) -> None:
+    """Have ``model.fit`` warn of what a look at the device finds.
+
+    Looks are taken after steps 1, 50, 100, 200, 400 and so on of a ``fit``, and after
+    each epoch in which there were further steps. All that look do so at the same
+    moments. Whatever arguments ``model.fit`` takes, it gets those that it is given: it
+    has to end in the ``fit`` of Keras, or in ``train_on_batch``.
+
+    Args:
+        model: A Keras model.
+        name: Of what looks; the second of a name takes the place of the first.
+        begin: Called as a ``fit`` begins. Returns ``look``, which yields what to warn
+            of, and may read variables.
+    """
+    if not hasattr(model.fit, "_keras_mp_watchers"):
+        model.fit = _watched(model, model.fit)
+    model.fit._keras_mp_watchers[name] = begin
+
+
+def _watched(model, fit):
+    """Return ``fit`` that looks now and then."""
+    watchers = {}
+
+    @functools.wraps(fit)
+    def watched(*args, **kwargs):
+        run = _Run(model, [begin() for begin in watchers.values()], watched.__code__)
+        with run.counting():
+            history = fit(*args, **kwargs)
+        run.look()
+        return history
+
+    watched._keras_mp_watchers = watchers
+    return watched
+
+
+class _Run:
+    """One call of ``fit``: how many steps it has made, and when the next look is due.
+
+    A callback that is called after each step would have Keras fetch its logs.
+    """
+
+    def __init__(self, model, looks, caller):
+        self._model = model
+        self._looks = looks
+        self._caller = caller  # the code that a warning's line has called
+        self._steps = self._seen = 0
+        self._due = 1
+
+    @contextlib.contextmanager
+    def counting(self):
+        """Count the steps of the model, and look in between, inside the block."""
+        model = self._model
+        make = model.make_train_function
+
+        def make_counted(*args, **kwargs):
+            make(*args, **kwargs)
+            if not hasattr(model.train_function, "_keras_mp_uncounted"):
+                model.train_function = self._counted(model.train_function)
+
+        with (
+            private.replaced(model, make_train_function=make_counted),
+            private.epoch_ends(model, self.look),
+        ):
+            try:
+                yield
+            finally:
+                step = model.train_function
+                model.train_function = getattr(step, "_keras_mp_uncounted", step)
+
+    def _counted(self, function):
+        """Return ``function``, which runs some steps, with a look where it is due."""
+
+        def counted(*args):
+            logs = function(*args)
+            self._steps += self._model.steps_per_execution
+            if self._steps >= self._due:
+                self._due = max(_EARLY, 2 * self._due)
+                self.look()
+            return logs
+
+        counted._keras_mp_uncounted = function
+        return counted
+
+    def look(self):
+        """Warn of what there is, unless no step was made since the last look."""
+        if self._seen == self._steps:
+            return
+        self._seen = self._steps
+        for look in self._looks:
+            for message in look():
+                warnings.warn(message, stacklevel=self._level())
+
+    def _level(self):
+        """Return the ``stacklevel`` of who called ``fit``, for a warning of `look`."""
+        frame, level = inspect.currentframe().f_back, 2
+        while frame is not None and frame.f_code is not self._caller:
+            frame, level = frame.f_back, level + 1
+        return level

@@ -1,0 +1,54 @@
+"""A model with all kinds of state, and data of which one batch overflows float16."""
+
+import keras
+import numpy as np
+
+from keras_mp import scaling
+
+X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+Y = (X[:, 0] > 0).astype("int32")
+POISON = X.copy()
+POISON[8:16] = 1e30  # beyond float16: of batches of 8, the second overflows
+
+
+def stateful_model():
+    """Return a model with every kind of state a forward pass changes."""
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(8),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.25),
+            keras.layers.Dense(1, activation="sigmoid", dtype="float32"),
+        ]
+    )
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.inner = stateful_model()
+        self.own_count = self.add_weight(
+            shape=(), initializer="zeros", name="own_count", trainable=False
+        )
+
+    def call(self, x, training=None):
+        self.own_count.assign_add(1.0)
+        return self.inner(x, training=training)
+
+
+METRICS = ["accuracy", "AUC", "mae"]
+
+# Small enough that only poisoned batches overflow.
+GENTLE = scaling.StaticLossScale(8.0)
+
+
+def state(model):
+    """Return every variable of the model, in order."""
+    return {f"{i} {v.name}": v.numpy().copy() for i, v in enumerate(model.variables)}
+
+
+def assert_same_state(left, right):
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        np.testing.assert_array_equal(value, right[name], err_msg=name)
