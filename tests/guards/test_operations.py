@@ -1,4 +1,4 @@
-"""Operations in the graph of a Functional model compute in float32 where they have to."""
+"""Operations in the graph of a Functional model, in float32 where they have to be."""
 
 import keras
 import numpy as np
