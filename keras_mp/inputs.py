@@ -40,6 +40,7 @@ def watch(model: keras.Model) -> None:
 
     Example:
 
+    >>> import warnings
     >>> price = keras.Input((1,), name="price")
     >>> model = keras.Sequential([price, keras.layers.Dense(1)])
     >>> keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")  # watches it
