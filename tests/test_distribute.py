@@ -169,6 +169,7 @@ def test_overflow_on_one_replica_skips_the_step_on_all():
     result = run_case("poison", 2)
     assert result["changed_by_clean_step"]
     assert result["changed_by_poisoned_step"] == []
+    assert result["metrics_are_finite"]
     assert result["replicas_agree"]
     assert result["scales"] == [8.0, 4.0]
     assert result["skipped"] == 1
@@ -501,7 +502,6 @@ def case_poison(replicas):
 
     def parts():
         variables = model.variables + model.optimizer.inner_optimizer.variables
-        variables += model.metrics_variables
         local = {
             f"{i} {v.name}": strategy.experimental_local_results(v.value)
             for i, v in enumerate(variables)
@@ -538,6 +538,9 @@ def case_poison(replicas):
     return {
         "changed_by_clean_step": changed(start, clean),
         "changed_by_poisoned_step": changed(clean, after),
+        "metrics_are_finite": all(
+            np.isfinite(value) for value in model.get_metrics_result().values()
+        ),
         "replicas_agree": agree,
         "scales": [*scales, model.optimizer.stats()["scale"]],
         "skipped": model.optimizer.stats()["skipped"],

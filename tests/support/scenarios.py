@@ -114,10 +114,13 @@ def overflow(trial):
 
 
 def _state(trial, model):
-    """Return what a skipped step must leave alone, as each replica here holds it."""
+    """Return what a skipped step must leave alone, as each replica here holds it.
+
+    Not metrics: they leave out what is not finite, and the rest of the batch counts.
+    """
     variables = model.trainable_variables + model.optimizer.inner_optimizer.variables
     if not trial.loop:  # a loop's forward pass is not ours to undo
-        variables += model.non_trainable_variables + model.metrics_variables
+        variables += model.non_trainable_variables
     return {
         f"{index} {variable.path}": trial.parts(variable)
         for index, variable in enumerate(variables)
