@@ -5,6 +5,8 @@ What they hand on is in float32 only for readers that take it (`keras_mp.flow`).
 
 import functools
 
+import keras
+
 from keras_mp import flow, lists, numerics, private
 from keras_mp.guards.wrapping import wrap_once
 
@@ -87,9 +89,20 @@ def guard_follower(layer):
 def _follows(layer, call):
     @functools.wraps(call)
     def follows(*args, **kwargs):
-        outputs = call(*args, **kwargs)
-        if layer.compute_dtype not in private.LOW_PRECISION or layer.autocast:
-            return outputs
-        return flow.hand_on(outputs, layer.compute_dtype, wanted=True)
+        dtype = layer.compute_dtype
+        if dtype not in private.LOW_PRECISION or layer.autocast:
+            return call(*args, **kwargs)
+        # Some make numbers of their own, in their compute dtype.
+        policy = keras.DTypePolicy(_widest(dtype, args, kwargs))
+        with private.attributes_for_now(private.policy_as(layer, policy)):
+            outputs = call(*args, **kwargs)
+        return flow.hand_on(outputs, dtype, wanted=True)
 
     return follows
+
+
+def _widest(dtype, *arguments):
+    """Return the widest dtype of the floats in ``arguments``; without any, ``dtype``."""
+    leaves = filter(numerics.is_float, private.leaves(arguments))
+    dtypes = {numerics.dtype_of(leaf) for leaf in leaves} or {dtype}
+    return keras.backend.result_type(*dtypes)
