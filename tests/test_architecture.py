@@ -84,7 +84,7 @@ ROOMS = {
         "training",
         "version",
     },
-    "conformance": {"bench", "ops", "policies", "training"},
+    "conformance": {"bench", "lists", "ops", "policies", "training"},
     "cli": {
         "bench",
         "compare",

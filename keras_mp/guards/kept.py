@@ -39,7 +39,9 @@ def takes_raw_data(layer):
 def dtype_around(layer):
     """Return the dtype that Keras alone would use for a kept ``layer``, or None."""
     dtype, _ = vars(layer).get(_AROUND, (None, False))
-    return dtype if layer.compute_dtype == "float32" else None
+    # A layer may have a compute dtype of its own, which its constructor makes later.
+    own = vars(layer).get("_dtype_policy")
+    return dtype if own is not None and own.compute_dtype == "float32" else None
 
 
 def handed_on(layer, outputs, raw=False):
@@ -102,7 +104,7 @@ def _follows(layer, call):
 
 
 def _widest(dtype, *arguments):
-    """Return the widest dtype of the floats in ``arguments``; without any, ``dtype``."""
+    """Return the widest dtype of floats in ``arguments``; without any, ``dtype``."""
     leaves = filter(numerics.is_float, private.leaves(arguments))
     dtypes = {numerics.dtype_of(leaf) for leaf in leaves} or {dtype}
     return keras.backend.result_type(*dtypes)
