@@ -6,13 +6,14 @@ the loss, which sees nothing else, has none.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mp.conformance.cases import Case, Given, Subject
+from keras_mp.conformance.cases import Case, Given, Subject, users_own
 
 _LOGITS = (7.0, 10.0, 20.0)
 
@@ -159,22 +160,30 @@ def _as_operation(activation, shape):
     return keras.Model(inputs, function(_dense()(inputs)))
 
 
-class ReturnsActivation(keras.Model):
-    """A model of a user's own, whose ``call`` returns an activation's result."""
+@users_own
+class Own(keras.Model):
+    """A model of a user's own, which may end its ``call`` with a function."""
 
-    def __init__(self, activation):
+    def __init__(self, dense, function=lambda x: x):
         super().__init__()
-        self.dense = _dense()
-        self.activation = getattr(keras.activations, activation)
+        self.dense, self.function = dense, function
 
     def call(self, inputs):
-        return self.activation(self.dense(inputs))
+        return self.function(self.dense(inputs))
+
+
+def _own(shape, *parts):
+    model = Own(*parts)
+    model(np.zeros((1, *shape), "float32"))
+    return model
+
+
+def _as_returned(activation, shape):
+    return _own(shape, _dense(activation=activation))
 
 
 def _as_code(activation, shape):
-    model = ReturnsActivation(activation)
-    model(np.zeros((1, *shape), "float32"))
-    return model
+    return _own(shape, _dense(), getattr(keras.activations, activation))
 
 
 #: The ways to put an activation at the end of a model.
@@ -182,6 +191,7 @@ _FORMS = {
     "an argument": _as_argument,
     "a layer": _as_layer,
     "an operation": _as_operation,
+    "an argument, subclassed": _as_returned,
     "code": _as_code,
 }
 
@@ -226,8 +236,8 @@ def _seeing() -> Iterator[Case]:
             variant = f"{activation} as {form}"
             yield _case(activation, name, each, *data, form, variant)
         variant = f"{activation}, from_logits"
-        logits = lambda each=each: each(from_logits=True)  # noqa: E731
-        yield _case("linear", name, logits, *data, "an argument", variant)
+        with_logits = functools.partial(each, from_logits=True)
+        yield _case("linear", name, with_logits, *data, "an argument", variant)
         called = getattr(keras.losses, function)
         for what, loss in (("name", function), ("function", lambda it=called: it)):
             variant = f"{activation}, by {what}"
@@ -243,6 +253,53 @@ def _others() -> Iterator[Case]:
                 yield _case(activation, name, loss, *data, "an argument", variant)
 
 
+def _near(**config):
+    """A layer of predictions that lie closely around its bias."""
+    return keras.layers.Dense(1, kernel_initializer="ones", **config)
+
+
+def _shifted(shape):
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, _near()(inputs) + 2000.0)
+
+
+_AT_2000 = keras.initializers.Constant(2000.0)
+
+#: The ways to predict numbers around 2,000: as years are.
+_REGRESSIONS = {
+    "a bias": lambda shape: keras.Sequential(
+        [keras.Input(shape), _near(bias_initializer=_AT_2000)]
+    ),
+    "an operation": _shifted,
+    "a bias, subclassed": lambda shape: _own(shape, _near(bias_initializer=_AT_2000)),
+}
+
+
+def _regression() -> Iterator[Case]:
+    """Predictions, of which 16 bits have a few around 2,000, less those 2,000."""
+    x = np.linspace(-2, 2, 64)[:, None]
+    for name in (
+        "Huber",
+        "LogCosh",
+        "MeanAbsoluteError",
+        "MeanAbsolutePercentageError",
+        "MeanSquaredError",
+        "MeanSquaredLogarithmicError",
+        "Poisson",
+    ):
+        for form, make in _REGRESSIONS.items():
+
+            def build(mode, make=make, name=name):
+                model = make((1,))
+                mode.compile(model, loss=getattr(keras.losses, name)())
+                step = tf.function(lambda x: model.predict_step((x,)) - 2000.0)
+                return Subject(step, model)
+
+            scenarios = {"predictions": lambda random: Given(x)}
+            variant = f"2,000 by {form}"
+            yield Case("losses", name, build, scenarios, variant, differentiable=False)
+
+
 def head_cases() -> list[Case]:
     """Return the cases of this module.
 
@@ -251,4 +308,4 @@ def head_cases() -> list[Case]:
     >>> {case.kind for case in head_cases()}
     {'losses'}
     """
-    return [*_seeing(), *_others()]
+    return [*_seeing(), *_others(), *_regression()]
