@@ -166,10 +166,10 @@ class Own(keras.Model):
 
     def __init__(self, dense, function=lambda x: x):
         super().__init__()
-        self.dense, self.function = dense, function
+        self.dense, self.end = dense, function
 
     def call(self, inputs):
-        return self.function(self.dense(inputs))
+        return self.end(self.dense(inputs))
 
 
 def _own(shape, *parts):
@@ -266,7 +266,7 @@ def _shifted(shape):
 _AT_2000 = keras.initializers.Constant(2000.0)
 
 #: The ways to predict numbers around 2,000: as years are.
-_REGRESSIONS = {
+REGRESSIONS = {
     "a bias": lambda shape: keras.Sequential(
         [keras.Input(shape), _near(bias_initializer=_AT_2000)]
     ),
@@ -287,7 +287,7 @@ def _regression() -> Iterator[Case]:
         "MeanSquaredLogarithmicError",
         "Poisson",
     ):
-        for form, make in _REGRESSIONS.items():
+        for form, make in REGRESSIONS.items():
 
             def build(mode, make=make, name=name):
                 model = make((1,))
