@@ -84,7 +84,7 @@ ROOMS = {
         "training",
         "version",
     },
-    "conformance": {"bench", "lists", "ops", "policies", "training"},
+    "conformance": {"bench", "flow", "lists", "ops", "policies", "training"},
     "cli": {
         "bench",
         "compare",
