@@ -109,7 +109,9 @@ def widened(structure: Any, *, products: bool = False) -> Any:
     known = _known_product if products else _known
 
     def widen(leaf):
-        return numerics.widen(_unrounded(leaf, known)) if is_low(leaf) else leaf
+        if not is_low(leaf):
+            return leaf
+        return private.with_logits_of(leaf, numerics.widen(_unrounded(leaf, known)))
 
     return keras.tree.map_structure(widen, structure)
 

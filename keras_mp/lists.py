@@ -189,12 +189,15 @@ DATA = EMBEDDINGS + _layers(
     "AugMix",
     "AutoContrast",
     "CategoryEncoding",
+    "CenterCrop",
+    "ContrastLimitedAdaptiveHistogramEqualization",
     "CutMix",
     "Discretization",
     "Equalization",
     "HashedCrossing",
     "Hashing",
     "IntegerLookup",
+    "MaxNumBoundingBoxes",
     "MelSpectrogram",
     "MixUp",
     "Normalization",
@@ -203,8 +206,10 @@ DATA = EMBEDDINGS + _layers(
     "RandomColorDegeneration",
     "RandomColorJitter",
     "RandomContrast",
+    "RandomCrop",
     "RandomElasticTransform",
     "RandomErasing",
+    "RandomFlip",
     "RandomGaussianBlur",
     "RandomGrayscale",
     "RandomHue",
@@ -249,6 +254,7 @@ INSIDE = (
         "GlobalAveragePooling1D",
         "GlobalAveragePooling2D",
         "GlobalAveragePooling3D",
+        "MaxPooling3D",
     ),
     When(keras.layers.UpSampling2D, "interpolation", _interpolates),
 )
@@ -285,8 +291,8 @@ ALLOW = _layers(
     "SimpleRNNCell",
 )
 
-#: Layers that only move or compare numbers, and compute in the dtype that comes in;
-#: in the widest, if several come in.
+#: Layers that move or compare numbers, or add noise to them, and compute in the dtype
+#: that comes in; in the widest, if several come in.
 FOLLOW = _layers(
     "Add",
     "Average",
@@ -295,6 +301,7 @@ FOLLOW = _layers(
     "Cropping2D",
     "Cropping3D",
     "Flatten",
+    "GaussianNoise",
     "GlobalMaxPooling1D",
     "GlobalMaxPooling2D",
     "GlobalMaxPooling3D",
@@ -303,7 +310,6 @@ FOLLOW = _layers(
     "Maximum",
     "MaxPooling1D",
     "MaxPooling2D",
-    "MaxPooling3D",
     "Minimum",
     "Multiply",
     "Permute",

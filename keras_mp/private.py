@@ -353,6 +353,17 @@ def with_mask_of(source, tensor):
     return tensor
 
 
+def with_logits_of(source, tensor):
+    """Return ``tensor``, a cast of ``source``, with the logits that losses look for.
+
+    Keras keeps on the result of a sigmoid or softmax what it was computed from.
+    """
+    logits = getattr(source, "_keras_logits", None)
+    if logits is not None and not hasattr(tensor, "_keras_logits"):
+        tensor._keras_logits = keras.ops.cast(logits, tensor.dtype)
+    return tensor
+
+
 def variables_as_stored():
     """Return a context in which variables are read in the dtype they have.
 

@@ -87,7 +87,7 @@ ROOMS = {
         "training",
         "version",
     },
-    "conformance": {"bench", "ops", "policies", "training"},
+    "conformance": {"bench", "flow", "lists", "ops", "policies", "training"},
     "cli": {
         "bench",
         "compare",

@@ -50,6 +50,7 @@ def test_a_condition_is_on_an_attribute():
 
 INSIDE = {
     "average": (lambda: layers.AveragePooling1D(3), X),
+    "max": (lambda: layers.MaxPooling3D(1), X[..., None, None]),
     "elu": (lambda: layers.ELU(), X / 1e4),
     "bicubic": (lambda: layers.UpSampling2D(interpolation="bicubic"), X[..., None]),
     "elu_function": (lambda: layers.Activation("elu"), X / 1e4),
@@ -103,6 +104,36 @@ def test_layers_that_follow_keep_the_dtype_that_comes_in():
     add = layers.Add(dtype=Policy("mixed_float16"))
     both = [keras.ops.ones((2, 3), "float16"), keras.ops.ones((2, 3), "float32")]
     assert dtype_of(add(both)) == "float32"  # the widest
+
+
+def test_a_layer_that_follows_adds_noise_in_the_dtype_that_comes_in():
+    with policy_scope("mixed_float16"):
+        noise = layers.GaussianNoise(0.1, seed=1)
+    pixels = keras.ops.full((4, 8), 65535.0, "float32")
+    noisy = noise(pixels, training=True)
+    assert dtype_of(noisy) == "float32"
+    np.testing.assert_allclose(noisy, pixels, atol=1.0)  # ten standard deviations
+    assert len(np.unique(noisy)) > 8
+    assert dtype_of(noise(keras.ops.ones((4, 8), "float16"), training=True)) == (
+        "float16"
+    )
+
+
+PIXELS = np.array([65535.0, 4097.0], "float32").reshape(1, 1, 2, 1)
+
+
+@pytest.mark.parametrize("low", ["float16", "bfloat16"])
+@pytest.mark.parametrize("container", [layers.Pipeline, keras.Sequential])
+def test_containers_of_augmentation_hand_on_raw_pixels(container, low):
+    with policy_scope(f"mixed_{low}"):
+        made = container([layers.RandomFlip("vertical"), layers.CenterCrop(1, 2)])
+    np.testing.assert_array_equal(made(PIXELS), PIXELS)
+
+
+def test_a_pipeline_hands_on_what_its_last_layer_does():
+    with policy_scope("mixed_float16"):
+        made = layers.Pipeline([layers.Rescaling(1 / 255), layers.Dense(2)])
+    assert dtype_of(made(PIXELS)) == "float16"
 
 
 @pytest.mark.parametrize("policy", ["float32", Policy("mixed_float16", allow=["flat"])])

@@ -12,6 +12,7 @@ from keras_mp.conformance.cases import (
     large,
     logits,
     normal,
+    users_own,
 )
 from keras_mp.conformance.layer_cases import layer
 
@@ -153,6 +154,7 @@ def _behind_flatten():
     return keras.Sequential([flatten, embedding])
 
 
+@users_own
 class EmbedsIds(keras.Model):
     """A model of a user's own, whose inputs Keras casts before the embedding's."""
 

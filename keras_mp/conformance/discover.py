@@ -39,7 +39,6 @@ EXCLUDED = {
     ("layers", "TFSMLayer"): _OTHER_FRAMEWORK,
     ("layers", "StringLookup"): _STRINGS,
     ("layers", "TextVectorization"): _STRINGS,
-    ("layers", "MaxNumBoundingBoxes"): "pads lists of boxes; computes nothing",
     ("losses", "Loss"): "base class; its subclasses have cases",
     ("metrics", "Metric"): "base class; its subclasses have cases",
 }
@@ -101,3 +100,21 @@ def present(cases: Iterable[Case]) -> list[Case]:
     []
     """
     return [case for case in cases if hasattr(KINDS[case.kind], case.name)]
+
+
+def preparing(module: ModuleType = keras.layers) -> dict[str, type]:
+    """Return the public layers that prepare data, and so read it raw, by name.
+
+    They are found by where Keras defines them or a class that they extend.
+
+    Example:
+
+    >>> {"RandomFlip", "Rescaling"} <= set(preparing()), "Dense" in preparing()
+    (True, False)
+    """
+    return {
+        name: value
+        for name, value in public("layers", module).items()
+        if isinstance(value, type)
+        and any(".layers.preprocessing." in base.__module__ for base in value.__mro__)
+    }

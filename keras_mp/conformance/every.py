@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import keras
+
+from keras_mp import lists
 from keras_mp.conformance.attention_cases import attention_cases
 from keras_mp.conformance.cases import Case
 from keras_mp.conformance.discover import present
 from keras_mp.conformance.function_cases import function_cases
+from keras_mp.conformance.head_cases import head_cases
 from keras_mp.conformance.image_cases import image_cases
 from keras_mp.conformance.layer_cases import layer_cases
 from keras_mp.conformance.metric_cases import metric_cases
@@ -20,13 +26,24 @@ def all_cases() -> list[Case]:
     >>> len(all_cases()) > 300
     True
     """
+    layers = [*layer_cases(), *step_cases(), *attention_cases(), *image_cases()]
     return present(
         [
-            *layer_cases(),
-            *step_cases(),
-            *attention_cases(),
-            *image_cases(),
+            *layers,
+            *map(_fed_low, filter(_follows, layers)),
             *function_cases(),
+            *head_cases(),
             *metric_cases(),
         ]
     )
+
+
+def _follows(case):
+    """Return whether a case is of a layer that computes in the dtype that comes in."""
+    return getattr(keras.layers, case.name, None) in lists.FOLLOW
+
+
+def _fed_low(case):
+    """Return the same case with inputs in 16 bits, as from a layer before."""
+    variant = ", ".join(filter(None, [case.variant, "16 bits in"]))
+    return dataclasses.replace(case, variant=variant, low_inputs=True)

@@ -17,7 +17,16 @@ def _pixels(shape=(2, 8, 8, 3), top=255.0):
     return lambda random: Given(random.uniform(0, top, shape))
 
 
-_IMAGES = {"ordinary": _pixels(), "dark": _pixels(top=1e-2)}
+def _raw(shape):
+    """Pixels of 16 bits, most of which float16 and bfloat16 do not have."""
+    return lambda random: Given(random.choice([65535.0, 4097.0, 257.0], shape))
+
+
+_IMAGES = {
+    "ordinary": _pixels(),
+    "dark": _pixels(top=1e-2),
+    "unscaled": _raw((2, 8, 8, 3)),
+}
 _TRAINING = calling(_IMAGES, training=True)
 
 # Each has one value to draw, so that it does the same in every dtype: all of them hold
@@ -65,7 +74,7 @@ def _augmenting() -> Iterator[Case]:
     for name, config in _RANDOM.items():
         scenarios = _TRAINING
         if name in _LABELLED:
-            scenarios = {"ordinary": _labelled}
+            scenarios = {"ordinary": _labelled(255.0), "unscaled": _labelled(65535.0)}
         yield layer(name, scenarios, random=_DRAWN, differentiable=False, **config)
     for name in ("AutoContrast", "Equalization"):
         yield layer(name, _TRAINING, differentiable=False)
@@ -77,24 +86,36 @@ def _augmenting() -> Iterator[Case]:
     )
 
 
-def _labelled(random):
-    labels = np.eye(2, dtype="float32")
-    return Given(
-        {"images": random.uniform(0, 255, (2, 8, 8, 3)), "labels": labels},
-        training=True,
-    )
+def _labelled(top):
+    """Images with pixels up to ``top``, and labels."""
+
+    def make(random):
+        images = random.uniform(0, top, (2, 8, 8, 3))
+        labels = np.eye(2, dtype="float32")
+        return Given({"images": images, "labels": labels}, training=True)
+
+    return make
+
+
+def _boxed(random):
+    """Images with boxes at coordinates that 16 bits do not have."""
+    boxes = {"boxes": np.full((2, 3, 4), 4097.0), "labels": np.ones((2, 3))}
+    images = random.choice([65535.0, 4097.0], (2, 8, 8, 3))
+    return Given({"images": images, "bounding_boxes": boxes})
 
 
 def _resizing() -> Iterator[Case]:
-    inputs = {**floats((1, 6, 6, 2)), "pixels": _pixels((1, 6, 6, 2))}
+    shape = (1, 6, 6, 2)
+    pixels = {**floats(shape), "pixels": _pixels(shape)}
+    inputs = {**pixels, "unscaled": _raw(shape)}
     for interpolation in _INTERPOLATIONS:
-        for name, config in (
-            ("UpSampling2D", dict(size=2)),
-            ("Resizing", dict(height=4, width=9)),
+        for name, scenarios, config in (
+            ("UpSampling2D", pixels, dict(size=2)),
+            ("Resizing", inputs, dict(height=4, width=9)),
         ):
             yield layer(
                 name,
-                inputs,
+                scenarios,
                 variant=interpolation,
                 interpolation=interpolation,
                 **config,
@@ -115,12 +136,28 @@ def _resizing() -> Iterator[Case]:
             [keras.layers.Rescaling(1 / 255), keras.layers.CenterCrop(3, 3)]
         ),
     )
+    yield layer(
+        "MaxNumBoundingBoxes",
+        {"unscaled": _boxed},
+        max_number=4,
+        bounding_box_format="xyxy",
+        differentiable=False,
+    )
+
+
+def _waves(shape):
+    """Scenarios of sound, of which one has samples as a file of 16 bits has them."""
+
+    def samples(random):
+        return Given(random.integers(-32768, 32768, shape).astype(float))
+
+    return {**floats(shape), "unscaled": samples}
 
 
 def _sound() -> Iterator[Case]:
-    waves = floats((2, 1024))
+    waves = _waves((2, 1024))
     yield layer("MelSpectrogram", waves, fft_length=256, sequence_stride=128)
-    waves = floats((2, 1024, 1))
+    waves = _waves((2, 1024, 1))
     for mode in ("log", "magnitude", "psd", "real", "angle"):
         yield layer("STFTSpectrogram", waves, variant=mode, mode=mode)
 

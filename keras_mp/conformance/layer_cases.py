@@ -20,6 +20,7 @@ from keras_mp.conformance.cases import (
     masked,
     normal,
     several,
+    users_own,
 )
 
 
@@ -95,6 +96,7 @@ def _in_model(make):
     return build
 
 
+@users_own
 class AddsLoss(keras.layers.Layer):
     """A layer of a user's own: it adds the mean square of its output to the loss."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_mp.conformance.cases import LARGE, LONG, Case, Given, Scenario, Subject
 
@@ -249,8 +250,10 @@ def _compiled(name, config):
         metric = getattr(keras.metrics, name)(name="result", **config)
         mode.compile(model, loss=None, metrics=[metric])
 
+        predict = tf.function(lambda x: model.predict_step((x,)))
+
         def call(y_true, x):
-            y_pred = model(x)
+            y_pred = predict(x)
             model.reset_metrics()
             return model.compute_metrics(x, y_true, y_pred)["result"]
 

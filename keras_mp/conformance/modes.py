@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_mp import ops, policies, training
+from keras_mp import flow, ops, policies, training
 
 
 class KerasAlone:
@@ -36,13 +36,18 @@ class KerasAlone:
 
 
 class KerasMP:
-    """``policy_scope``, ``keras_mp.compile``, and ``float32`` around functions."""
+    """``policy_scope``, ``keras_mp.compile``, and ``float32`` around functions.
+
+    Layers hand on what they hand to the next in a Functional or Sequential model.
+    """
 
     name = "keras_mp"
 
+    @contextlib.contextmanager
     def scope(self, policy: str):
         """Set ``policy`` for the layers made inside, and for the calls."""
-        return policies.policy_scope(policy)
+        with policies.policy_scope(policy), flow.read_by(flow.GRAPH):
+            yield
 
     def compile(self, model: keras.Model, **arguments: Any) -> None:
         """Compile a model."""

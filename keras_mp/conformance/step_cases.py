@@ -112,7 +112,11 @@ def _shapes():
     yield layer(
         "Softmax", {**rows, "extreme": logits((4, 8)), "masked": masked((3, 8))}
     )
-    yield layer("Rescaling", floats((4, 8)), scale=1 / 127.5, offset=-1.0)
+    pixels = {
+        **floats((4, 8)),
+        "unscaled": lambda random: Given(random.uniform(0, 65535, (4, 8))),
+    }
+    yield layer("Rescaling", pixels, scale=1 / 127.5, offset=-1.0)
     for rank, scenarios in BY_RANK.items():
         yield layer(f"Cropping{rank}D", scenarios, cropping=1)
         yield layer(f"ZeroPadding{rank}D", scenarios, padding=1)

@@ -93,6 +93,8 @@ def guard_flow(layer):
         return
     if private.has_own_call(layer):
         own.guard_own(layer)
+    elif isinstance(layer, keras.layers.Pipeline):
+        own.guard_graph(layer)  # its layers follow one another as in a graph
     elif private.has_graph(layer):
         own.guard_graph(layer)
         operations.guard_operations(layer)

@@ -95,7 +95,8 @@ def _guarded(function, known, in_cell):
         if kind == "plain":
             return function(x, *args, **kwargs)
         if kind == "remembers":
-            return flow.remember(function(x, *args, **kwargs), exact)
+            result = function(x, *args, **kwargs)
+            return x if result is x else flow.remember(result, exact)
         rounds = kind == "inside" or in_cell
         hand = flow.rounded if rounds else flow.hand_on
         return hand(exact(), numerics.dtype_of(x))

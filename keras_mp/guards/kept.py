@@ -5,6 +5,8 @@ What they hand on is in float32 only for readers that take it (`keras_mp.flow`).
 
 import functools
 
+import keras
+
 from keras_mp import flow, lists, numerics, private
 from keras_mp.guards.wrapping import wrap_once
 
@@ -37,7 +39,9 @@ def takes_raw_data(layer):
 def dtype_around(layer):
     """Return the dtype that Keras alone would use for a kept ``layer``, or None."""
     dtype, _ = vars(layer).get(_AROUND, (None, False))
-    return dtype if layer.compute_dtype == "float32" else None
+    # A layer may have a compute dtype of its own, which its constructor makes later.
+    own = vars(layer).get("_dtype_policy")
+    return dtype if own is not None and own.compute_dtype == "float32" else None
 
 
 def handed_on(layer, outputs, raw=False):
@@ -87,9 +91,20 @@ def guard_follower(layer):
 def _follows(layer, call):
     @functools.wraps(call)
     def follows(*args, **kwargs):
-        outputs = call(*args, **kwargs)
-        if layer.compute_dtype not in private.LOW_PRECISION or layer.autocast:
-            return outputs
-        return flow.hand_on(outputs, layer.compute_dtype, wanted=True)
+        dtype = layer.compute_dtype
+        if dtype not in private.LOW_PRECISION or layer.autocast:
+            return call(*args, **kwargs)
+        # Some make numbers of their own, in their compute dtype.
+        policy = keras.DTypePolicy(_widest(dtype, args, kwargs))
+        with private.attributes_for_now(private.policy_as(layer, policy)):
+            outputs = call(*args, **kwargs)
+        return flow.hand_on(outputs, dtype, wanted=True)
 
     return follows
+
+
+def _widest(dtype, *arguments):
+    """Return the widest dtype of floats in ``arguments``; without any, ``dtype``."""
+    leaves = filter(numerics.is_float, private.leaves(arguments))
+    dtypes = {numerics.dtype_of(leaf) for leaf in leaves} or {dtype}
+    return keras.backend.result_type(*dtypes)

@@ -57,6 +57,8 @@ def _guarded(operation, call):
         if vars(operation)[_STEEP]:
             return flow.hand_on(exact(), dtype)
         outputs = call(*args, **kwargs)
+        if any(outputs is leaf for leaf in floats):  # nothing is computed
+            return outputs
         if any(map(flow.is_low, private.leaves(outputs))):
             return _remembering(outputs, exact)
         return flow.hand_on(outputs, dtype)

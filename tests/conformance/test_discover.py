@@ -4,11 +4,14 @@ import inspect
 import types
 
 import keras
+import numpy as np
 import pytest
 
-from keras_mp.conformance import discover
-from keras_mp.conformance.cases import Case
+from keras_mp import lists
+from keras_mp.conformance import discover, measure, run
+from keras_mp.conformance.cases import UNROUNDED, Case
 from keras_mp.conformance.every import all_cases
+from keras_mp.conformance.modes import MODES
 
 
 def test_all_of_keras_has_a_case_or_a_reason():
@@ -55,3 +58,48 @@ def test_every_case_runs_at_ordinary_magnitudes_or_says_what_else():
     for case in all_cases():
         assert case.scenarios, case.title
         assert not inspect.isclass(case.build)
+
+
+PREPARING = {
+    name: cls
+    for name, cls in discover.preparing().items()
+    if ("layers", name) not in discover.EXCLUDED
+}
+READING = [
+    (case, scenario)
+    for case in all_cases()
+    if case.kind == "layers" and case.name in PREPARING
+    for scenario in case.scenarios
+    if scenario in (*UNROUNDED, "integers")
+]
+
+
+class Brightens(keras.layers.RandomBrightness):
+    """A layer that prepares images, as a new release of Keras brings one."""
+
+
+def test_a_new_layer_that_prepares_data_is_found():
+    module = types.ModuleType("keras.new")
+    module.Brightens, module.Dense = Brightens, keras.layers.Dense
+    assert discover.preparing(module) == {"Brightens": Brightens}
+
+
+def test_every_layer_that_prepares_data_is_on_the_list_and_gets_some_that_is_raw():
+    # A pipeline computes nothing: the layers in it do.
+    unlisted = {name for name, cls in PREPARING.items() if cls not in lists.DATA}
+    assert unlisted == {"Pipeline"}
+    assert {case.name for case, _ in READING} == set(PREPARING)
+
+
+@pytest.mark.parametrize("policy", measure.POLICIES)
+@pytest.mark.parametrize(
+    ("case", "scenario"), READING, ids=[f"{c.title}-{name}" for c, name in READING]
+)
+def test_raw_data_comes_out_as_in_float32(case, scenario, policy):
+    dtype = policy.removeprefix("mixed_")
+    given = run.arguments(case, scenario, dtype)
+    expected = run.reference(case, scenario, given, dtype)
+    outcome = run.run(case, given, MODES["keras_mp"], policy, expected.start)
+    assert outcome.dtypes == expected.dtypes
+    for got, exact in zip(outcome.outputs, expected.outputs, strict=True):
+        np.testing.assert_array_equal(got, exact)

@@ -82,3 +82,8 @@ def test_a_cast_that_the_user_wrote_is_obeyed():
         model = model_of(lambda x: ops.cast(ops.cast(x, "bfloat16"), "float32"))
     result = model(np.full((1, 64), 257.0, "float32"))
     assert float(result[0, 0]) == 256.0
+
+
+def test_an_operation_that_returns_what_it_gets_is_left_alone():
+    x = np.array([[0.5]], "float32")
+    np.testing.assert_array_equal(predicted(ops.convert_to_tensor, x), x)
