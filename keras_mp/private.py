@@ -73,6 +73,22 @@ def forget_compiled(model):
     model.compiled = False
 
 
+def exchange_optimizer(model, old, new):
+    """Have the compiled ``model`` train with the optimizer ``new`` instead of ``old``.
+
+    Where its own ``compile`` keeps ``old``, or the optimizer inside, under other names,
+    it finds ``new`` there too. It is saved as if ``compile`` had been given ``new``:
+    only a private record of Keras's tells how a model was compiled.
+    """
+    if new is old:
+        return
+    replaced = (old, getattr(old, "inner_optimizer", old))
+    for name, value in list(vars(model).items()):
+        if any(value is each for each in replaced):
+            setattr(model, name, new)
+    model._compile_config.config["optimizer"] = new
+
+
 def place_of(layer):
     """Return the path of ``layer`` if it has been built, else its name."""
     return layer.__dict__.get("_path") or layer.name

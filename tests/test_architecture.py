@@ -58,6 +58,7 @@ ROOMS = {
         "protection",
         "scaling",
     },
+    "loading": {"distribute", "optimizer", "policies", "protection", "training"},
     "lint": {"guards", "policies", "private", "training"},
     "callbacks": {"optimizer"},
     "export": {"policies", "private"},
@@ -91,7 +92,7 @@ ROOMS = {
         "export",
         "hardware",
         "lint",
-        "training",
+        "loading",
     },
     "__main__": {"cli"},
 }
