@@ -650,3 +650,15 @@ def input_in(layer, dtype):
     if layer.dtype in LOW_PRECISION:
         yield layer, {"_dtype": dtype}
         yield layer.output, {"_dtype": dtype}
+
+
+def operations_in(layer, dtype):
+    """Yield what to change for low-precision operations of a graph to give ``dtype``.
+
+    `keras.ops.cast(mask, x.dtype)` in the graph of a Functional model is an operation
+    that keeps the dtype which ``x`` had then. No setter is public.
+    """
+    for operation in getattr(layer, "operations", ()):
+        is_layer = isinstance(operation, keras.layers.Layer)
+        if not is_layer and vars(operation).get("dtype") in LOW_PRECISION:
+            yield operation, {"dtype": dtype}
