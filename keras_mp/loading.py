@@ -136,7 +136,7 @@ def _own_policy(saved):
     policy = inner.get("dtype") if isinstance(inner, dict) else None
     if not isinstance(policy, dict) or "Quantized" in policy["class_name"]:
         return None
-    return policy
+    return {name: policy[name] for name in policy if name != "shared_object_id"}
 
 
 def _is_float32(policy):

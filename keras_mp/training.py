@@ -160,9 +160,10 @@ def replace_keras_scaler(model, rule=None):
             dynamic_growth_steps=old.dynamic_growth_steps,
             name=old.name,
         )
-        store = {}
-        old.save_own_variables(store)
-        new.load_own_variables(store)
+        if old.built:
+            store = {}
+            old.save_own_variables(store)
+            new.load_own_variables(store)
     private.exchange_optimizer(model, old, new)
     protect(model, new)
 

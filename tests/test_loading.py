@@ -167,12 +167,15 @@ class Whole(keras.Model):
 class Task(keras.Model):
     """A Functional model of a class of its own."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, dtype=None, **kwargs):
         inputs = keras.Input((16,))
-        super().__init__(inputs, Block(name="block")(inputs), **kwargs)
+        block = Block(name="block", dtype=dtype)
+        super().__init__(inputs, block(inputs), **kwargs)
+        if dtype is not None:
+            self.dtype_policy = dtype
 
     def get_config(self):
-        return {"name": self.name}
+        return {"name": self.name, "dtype": self.dtype_policy}
 
 
 def sequential():
@@ -231,21 +234,16 @@ def made(make, how, policy):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("loaded_under", ["float32", "mixed_float16"])
 @pytest.mark.filterwarnings("ignore:Policy rule")
-def test_layers_that_are_not_in_the_file_are_as_they_were(
-    make, how, policy, loaded_under, tmp_path
-):
+def test_layers_that_are_not_in_the_file_are_as_they_were(make, how, policy, tmp_path):
     model = made(make, how, policy)
-    model.fit(ROWS, model.predict(ROWS, verbose=0), verbose=0)
     model.save(tmp_path / "model.keras")
-    with keras_mp.policy_scope(loaded_under) as around:
-        loaded = keras_mp.load_model(tmp_path / "model.keras")
+    other = "mixed_float16" if policy == "float32" else "float32"
+    with keras_mp.policy_scope(other) as around:
+        loaded = keras_mp.load_model(tmp_path / "model.keras", compile=False)
         assert keras.config.dtype_policy() is around
     assert dtypes(loaded) == dtypes(model)
-    np.testing.assert_array_equal(
-        loaded.predict(ROWS, verbose=0), model.predict(ROWS, verbose=0)
-    )
+    np.testing.assert_array_equal(loaded(ROWS), model(ROWS))
 
 
 def test_one_layer_under_another_policy_does_not_decide(tmp_path):
@@ -284,7 +282,7 @@ def test_custom_objects_reach_the_rules_of_a_saved_policy(tmp_path):
 
     policy = keras_mp.Policy("mixed_float16", float32=[Unregistered])
     with keras_mp.policy_scope(policy):
-        model = keras.Sequential([keras.Input((16,)), Unregistered(3), Block(4)])
+        model = keras.Sequential([keras.Input((16,)), Unregistered(4), Block(4)])
     model.save(tmp_path / "model.keras")
     loaded = keras_mp.load_model(
         tmp_path / "model.keras", custom_objects={"Unregistered": Unregistered}
