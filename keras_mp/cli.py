@@ -10,7 +10,6 @@ import json
 import pathlib
 import re
 import sys
-import zipfile
 
 import keras
 
@@ -24,7 +23,7 @@ from keras_mp.conformance.every import all_cases
 from keras_mp.export import export as export_model
 from keras_mp.export.formats import FORMATS
 from keras_mp.lint import lint as lint_model
-from keras_mp.training import load_model
+from keras_mp.loading import holds_ours, load_model
 
 MIXED_POLICIES = ("mixed_bfloat16", "mixed_float16")
 
@@ -365,7 +364,7 @@ def lint(arguments: argparse.Namespace) -> int:
     """Run the ``lint`` command; return its exit code."""
     path = arguments.model
     custom.check_model(path, path)
-    load = load_model if _holds_ours(path) else keras.saving.load_model
+    load = load_model if holds_ours(path) else keras.saving.load_model
     model = custom.load_model(path, path, "check it", "keras_mp.lint", load)
     try:
         findings = lint_model(model, arguments.batch_size)
@@ -380,13 +379,6 @@ def lint(arguments: argparse.Namespace) -> int:
         names = ("error", "warning", "note")
         show(", ".join(f"{name}s: {counts[name]}" for name in names))
     return int(any(finding.severity != "note" for finding in findings))
-
-
-def _holds_ours(path: str) -> bool:
-    """Whether the file has a policy, a layer or an optimizer of keras_mp's."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        return "config.json" in names and b'"keras_mp>' in archive.read("config.json")
 
 
 def show(line: str) -> None:

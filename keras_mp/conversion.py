@@ -18,11 +18,12 @@ def convert(
     float32, which is exact. If it was compiled, compile it again.
 
     Layers whose compute dtype is no float (lookups, hashing) and quantized layers keep
-    their policy. A float32 island stays one and hands back the new compute dtype. A
-    layer used in several places is in float32 if a rule matches it in any. What is not
-    safe in 16 bits gets float32 or a guard (`keras_mp.Policy`), which stays whatever it
-    is put under later; `keras_mp.compile` adds that the model returns float32, and loss
-    scaling.
+    their policy. A variable that its layer made wider than its policy's, such as a mask
+    in float64, keeps its dtype. A float32 island stays one and hands back the new
+    compute dtype. A layer used in several places is in float32 if a rule matches it in
+    any. What is not safe in 16 bits gets float32 or a guard (`keras_mp.Policy`), which
+    stays whatever it is put under later; `keras_mp.compile` adds that the model returns
+    float32, and loss scaling.
 
     Args:
         model: A Keras model or layer: Sequential, Functional or subclassed, built or
@@ -109,11 +110,12 @@ def _to_retype(model, policy, plan):
         for variable in private.own_variables(layer)
         if keras.backend.is_float_dtype(variable.dtype)
         and variable.dtype != new.variable_dtype
+        and not _is_wide_on_purpose(layer, variable, new.variable_dtype)
     ]
     rounded = [
         f"{variable.path} ({keras.backend.standardize_dtype(variable.dtype)})"
         for variable, dtype in wrong
-        if keras.backend.result_type(variable.dtype, dtype) != dtype
+        if _would_round(variable, dtype)
     ]
     if rounded:
         shown = ", ".join(rounded[:3]) + (", ..." if len(rounded) > 3 else "")
@@ -124,6 +126,18 @@ def _to_retype(model, policy, plan):
             "weights into it."
         )
     return wrong
+
+
+def _would_round(variable, dtype):
+    return keras.backend.result_type(variable.dtype, dtype) != dtype
+
+
+def _is_wide_on_purpose(layer, variable, dtype):
+    """Return whether ``layer`` chose the dtype of ``variable``, wider than ``dtype``.
+
+    Such as a mask in float64: its policy had no say in it either.
+    """
+    return variable.dtype != layer.variable_dtype and _would_round(variable, dtype)
 
 
 def _retype(model, retyped):

@@ -1,5 +1,6 @@
 """What runs where in a model: each layer, its compute dtype, and why."""
 
+import inspect
 from collections import Counter
 from typing import NamedTuple
 
@@ -97,7 +98,27 @@ def _guards_of(layer, reason):
         return ()
     # A layer may get its guards only as it is built; and one that had them before a
     # rule allowed it has them still.
-    return guards.present(layer) if reason == _ALLOWED else guards.names(layer)
+    names = guards.present(layer) if reason == _ALLOWED else guards.names(layer)
+    # Any layer of the user's own may add losses, and has that guard for the case.
+    return [name for name in names if name != "add_loss" or _adds_losses(type(layer))]
+
+
+def _adds_losses(layer_class):
+    """Return whether the code of a class, or of those before Keras's, adds losses."""
+    classes = layer_class.__mro__
+    own = [each for each in classes if each.__module__.split(".")[0] != "keras"]
+    return any(_calls_add_loss(value) for each in own for value in vars(each).values())
+
+
+def _calls_add_loss(member):
+    """Return whether a member of a class is code with an ``add_loss`` in it."""
+    member = getattr(member, "fget", None) or getattr(member, "__func__", member)
+    codes = [getattr(inspect.unwrap(member), "__code__", None)]
+    for code in filter(inspect.iscode, codes):
+        codes += code.co_consts  # functions inside
+        if "add_loss" in code.co_names:
+            return True
+    return False
 
 
 _ALLOWED = "a rule allows it"

@@ -247,6 +247,22 @@ def forget_compiled(model):
     model.compiled = False
 
 
+def exchange_optimizer(model, old, new):
+    """Have the compiled ``model`` train with the optimizer ``new`` instead of ``old``.
+
+    Where its own ``compile`` keeps ``old``, or the optimizer inside, under other names,
+    it finds ``new`` there too. It is saved as if ``compile`` had been given ``new``:
+    only a private record of Keras's tells how a model was compiled.
+    """
+    if new is old:
+        return
+    replaced = (old, getattr(old, "inner_optimizer", old))
+    for name, value in list(vars(model).items()):
+        if any(value is each for each in replaced):
+            setattr(model, name, new)
+    model._compile_config.config["optimizer"] = new
+
+
 def place_of(layer):
     """Return the path of ``layer`` if it has been built, else its name."""
     return layer.__dict__.get("_path") or layer.name
@@ -1006,3 +1022,15 @@ def input_in(layer, dtype):
     if layer.dtype in LOW_PRECISION:
         yield layer, {"_dtype": dtype}
         yield layer.output, {"_dtype": dtype}
+
+
+def operations_in(layer, dtype):
+    """Yield what to change for low-precision operations of a graph to give ``dtype``.
+
+    `keras.ops.cast(mask, x.dtype)` in the graph of a Functional model is an operation
+    that keeps the dtype which ``x`` had then. No setter is public.
+    """
+    for operation in getattr(layer, "operations", ()):
+        is_layer = isinstance(operation, keras.layers.Layer)
+        if not is_layer and vars(operation).get("dtype") in LOW_PRECISION:
+            yield operation, {"dtype": dtype}

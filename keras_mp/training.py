@@ -1,7 +1,8 @@
-"""The one-call paths: compile a model, wrap an optimizer, load a model."""
+"""The one-call paths: compile a model, wrap an optimizer."""
 
 import difflib
-import os
+import inspect
+import itertools
 import warnings
 from typing import Any
 
@@ -24,12 +25,10 @@ from keras_mp.scaling import LossScale
 
 def compile(
     model: keras.Model,
-    optimizer: keras.optimizers.Optimizer | str | dict = "adam",
-    loss: Any = None,
-    *,
+    *args: Any,
     policy: keras.DTypePolicy | str | None = None,
     scaling: LossScale | str | None = None,
-    **compile_kwargs: Any,
+    **kwargs: Any,
 ) -> None:
     """Compile ``model`` for mixed precision: ``model.compile`` with what is missing.
 
@@ -43,19 +42,23 @@ def compile(
 
     Args:
         model: A Keras model, built or not.
-        optimizer: A Keras optimizer, its name or its config. A
-            `keras_mp.LossScaleOptimizer` is used as it is.
-        loss: As for ``model.compile``.
+        *args: As for ``model.compile``, whose arguments these are, also where the
+            model's class has a ``compile`` of its own: ``optimizer`` and ``loss``
+            first, as Keras has them. What is not given is not passed on, so that the
+            defaults of that ``compile`` hold; Keras's own gets ``"adam"``. Each Keras
+            optimizer among the arguments is wrapped, and so is one that ``compile``
+            chooses itself. A `keras_mp.LossScaleOptimizer` is used as it is.
         policy: None to leave the layers as they are, or a dtype policy, its name or
             ``"auto"``, under which to put all of them first, in place. A layer that is
             to stay in float32 needs a rule or an island, even if it was made with
             ``dtype="float32"``.
         scaling: None for dynamic loss scaling where it is needed, or a rule of
             `keras_mp.scaling` (or ``"dynamic"``, ``"log_normal"``) to use.
-        **compile_kwargs: As for ``model.compile``.
+        **kwargs: As ``*args``, by name.
 
     Raises:
-        TypeError: ``model`` is no Keras model, or ``optimizer`` no optimizer.
+        TypeError: ``model`` is no Keras model, ``optimizer`` no optimizer, or
+            ``model.compile`` does not take the arguments.
         ValueError: ``optimizer`` is Keras's own `LossScaleOptimizer`; a rule is given
             together with an optimizer that has one; or the policy is unknown or does
             not fit the model's variables.
@@ -72,20 +75,109 @@ def compile(
             f"keras_mp.compile(model, ...) needs a keras model. Got {model!r} of type "
             f"{type(model).__name__}."
         )
-    distribute.check_scope(model, optimizer)
     rule = _checked_rule(scaling)
+    for optimizer in (None, *_optimizers(args, kwargs)):
+        distribute.check_scope(model, optimizer)
     with distribute.scope_of(model):
-        optimizer = _checked_optimizer(optimizer, rule)
+        args, kwargs = _checked_arguments(model, args, kwargs, rule)
         if policy is not None:
             conversion.convert(model, policy)
-        _make_safe(model)
-        optimizer = _wrapped(model, optimizer, rule)
-        # Keras would go by one policy name, and wrap in its own class.
-        compile_kwargs["auto_scale_loss"] = False
-        model.compile(optimizer=optimizer, loss=loss, **compile_kwargs)
+        make_safe(model)
+        args = [_scaled(model, value, rule) for value in args]
+        kwargs = {name: _scaled(model, value, rule) for name, value in kwargs.items()}
+        model.compile(*args, **kwargs)
+        optimizers = _optimizers(args, kwargs) or _chosen(model, rule)
         heads.settle(model)
-    distribute.mend(model, optimizer)
+    for optimizer in optimizers:
+        distribute.mend(model, optimizer)
     guards.fall_back(model)
+
+
+def _is_optimizer(value):
+    return isinstance(value, keras.optimizers.Optimizer)
+
+
+def _optimizers(args, kwargs):
+    """Return the Keras optimizers among arguments, as a list."""
+    return list(filter(_is_optimizer, [*args, *kwargs.values()]))
+
+
+def _checked_arguments(model, args, kwargs, rule):
+    """Return what to call ``model.compile`` with; an optimizer's name made one.
+
+    Raises:
+        TypeError: ``model.compile`` does not take it.
+    """
+    signature = inspect.signature(model.compile)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"keras_mp.compile(model, ...) takes what `{type(model).__name__}.compile` "
+            f"takes, which is {signature}. Got something else: {error}."
+        ) from None
+    own = type(model).compile is not keras.Model.compile
+    if not (own or args or "optimizer" in kwargs):
+        kwargs = {"optimizer": "adam", **kwargs}
+
+    def checked(name, value):
+        if value is None or not (name == "optimizer" or _is_optimizer(value)):
+            return value
+        try:
+            return _checked_optimizer(value, rule)
+        except (TypeError, ValueError):
+            if own and not _is_optimizer(value):
+                return value  # such as "auto", which only that compile understands
+            raise
+
+    parameters = signature.parameters.values()
+    names = [
+        each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
+    named = itertools.zip_longest(names[: len(args)], args)
+    args = [checked(name, value) for name, value in named]
+    return args, {name: checked(name, value) for name, value in kwargs.items()}
+
+
+def _scaled(model, value, rule):
+    """Return an argument of ``compile``: an optimizer with loss scaling, if need be."""
+    return _wrapped(model, value, rule) if _is_optimizer(value) else value
+
+
+def _chosen(model, rule):
+    """Return the optimizer that ``model.compile`` chose, with loss scaling if need be.
+
+    As a list, which is empty if it chose none.
+    """
+    chosen = getattr(model, "optimizer", None)
+    if type(chosen) is keras.optimizers.LossScaleOptimizer:
+        replace_keras_scaler(model, rule)
+    elif _is_optimizer(chosen):
+        private.exchange_optimizer(model, chosen, _wrapped(model, chosen, rule))
+    return _optimizers([model.optimizer], {})
+
+
+def replace_keras_scaler(model, rule=None):
+    """Put our optimizer in the place of the one of Keras's that scales the loss.
+
+    It goes on with the state of that, unless there is a ``rule``.
+    """
+    old = model.optimizer
+    if rule is not None:
+        new = LossScaleOptimizer(old.inner_optimizer, rule, name=old.name)
+    else:
+        new = LossScaleOptimizer(
+            old.inner_optimizer,
+            initial_scale=old.initial_scale,
+            dynamic_growth_steps=old.dynamic_growth_steps,
+            name=old.name,
+        )
+        if old.built:
+            store = {}
+            old.save_own_variables(store)
+            new.load_own_variables(store)
+    private.exchange_optimizer(model, old, new)
+    protect(model, new)
 
 
 def wrap_optimizer(
@@ -144,54 +236,7 @@ def needs_loss_scaling(model: keras.Model) -> bool:
     )
 
 
-def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:
-    """Load a ``.keras`` file as `keras.saving.load_model` does, ready to train on.
-
-    Policies with their rules, float32 islands, the scaling rule, the scale and the
-    counters come back with plain Keras too; what this adds is the protection of the
-    model's state in skipped steps, which `keras_mp.compile` gave it, and rules on
-    paths in models of your own class, whose layers are built before they are put
-    together. A `keras.optimizers.LossScaleOptimizer` is replaced by ours, which goes on
-    with its scale and with the inner optimizer's variables.
-
-    Args:
-        path: The file.
-        **kwargs: Of `keras.saving.load_model`.
-
-    Example:
-
-    >>> model = keras_mp.load_model("model.keras")
-    """
-    model = keras.saving.load_model(path, **kwargs)
-    _make_safe(model)
-    if type(getattr(model, "optimizer", None)) is keras.optimizers.LossScaleOptimizer:
-        _replace_keras_scaler(model)
-    optimizer = getattr(model, "optimizer", None)
-    if isinstance(optimizer, LossScaleOptimizer):
-        protect(model, optimizer)
-    if optimizer is not None:
-        distribute.mend(model, optimizer)
-    return model
-
-
-def _replace_keras_scaler(model):
-    """Compile ``model`` as it was, with our optimizer in the place of Keras's."""
-    old = model.optimizer
-    new = LossScaleOptimizer(
-        old.inner_optimizer,
-        initial_scale=old.initial_scale,
-        dynamic_growth_steps=old.dynamic_growth_steps,
-        name=old.name,
-    )
-    store = {}
-    old.save_own_variables(store)
-    new.load_own_variables(store)
-    arguments = keras.saving.deserialize_keras_object(model.get_compile_config())
-    arguments |= {"optimizer": new, "auto_scale_loss": False}
-    model.compile(**arguments)
-
-
-def _make_safe(model):
+def make_safe(model):
     """Have the layers of ``model`` obey rules and lists, and it return float32.
 
     What no layer can make safe, data beyond 16 bits, it is to warn of.

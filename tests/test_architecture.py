@@ -63,6 +63,15 @@ ROOMS = {
         "scaling",
     },
     "lint": {"flow", "guards", "policies", "private", "training"},
+    "loading": {
+        "distribute",
+        "guards",
+        "heads",
+        "optimizer",
+        "policies",
+        "protection",
+        "training",
+    },
     "callbacks": {"optimizer"},
     "export": {"policies", "private"},
     "compare": {
@@ -95,7 +104,7 @@ ROOMS = {
         "export",
         "hardware",
         "lint",
-        "training",
+        "loading",
     },
     "__main__": {"cli"},
 }

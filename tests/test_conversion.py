@@ -587,3 +587,43 @@ def test_normalization_obeys_a_policy_wider_than_float32():
     fine = 2.0**-40  # which float32 loses beside 1
     result = normalization(keras.ops.array([[1 + fine]], "float64"))
     assert result.numpy().item() == fine
+
+
+class Masked(keras.layers.Layer):
+    """Has a mask in float64, as some packages make them, beside its weights."""
+
+    def __init__(self, trainable=False, **kwargs):
+        super().__init__(**kwargs)
+        self.of_mask = trainable
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+        self.mask = self.add_weight(
+            shape=shape[-1:],
+            initializer="ones",
+            dtype="float64",
+            trainable=self.of_mask,
+        )
+
+    def call(self, x):
+        return x * self.scale * self.mask
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float32"])
+def test_a_variable_that_its_layer_made_wide_is_left_alone(policy, trainable):
+    model = keras.Sequential([keras.Input((4,)), Masked(trainable)])
+    mask = model.layers[0].mask
+    keras_mp.convert(model, policy)
+    assert mask.dtype == "float64" and model.layers[0].scale.dtype == "float32"
+    keras_mp.compile(model, "sgd", "mse")
+    losses = [model.train_on_batch(np.ones((2, 4)), np.zeros((2, 4))) for _ in "ab"]
+    assert losses[1] < losses[0]
+
+
+def test_a_model_made_in_float64_is_still_refused():
+    with keras_mp.policy_scope("float64"):
+        model = keras.Sequential([keras.Input((4,)), Masked()])
+    with pytest.raises(ValueError, match="variable .float64.*would be rounded"):
+        keras_mp.convert(model, "mixed_float16")
+    assert model.layers[0].compute_dtype == "float64"

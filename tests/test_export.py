@@ -597,3 +597,33 @@ def test_onnx_says_what_to_install(tmp_path, monkeypatch):
 )
 def test_differences(got, expected, difference):
     assert agreement.difference(np.array(got), np.array(expected)) == difference
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("format", ["saved_model", "tflite"])
+def test_a_graph_with_rounded_constants_and_casts(policy, format, tmp_path):
+    with keras_mp.policy_scope(policy):
+        ids = keras.Input((4,), dtype="int32")
+        x = keras.layers.Embedding(10, 8)(ids)
+        # As in KerasHub's Gemma: a constant in the dtype of the time.
+        x = x * keras.ops.cast(keras.ops.sqrt(10.0), x.dtype)
+        mask = keras.ops.cast(keras.ops.not_equal(ids, 0), x.dtype)
+        x = x * mask[..., None] + keras.ops.one_hot(ids, 8, dtype=x.dtype)
+        model = keras.Model(ids, keras.layers.Dense(3)(x))
+    before = model(np.arange(8).reshape(2, 4))
+    exported = keras_mp.export(model, tmp_path / SUFFIXES[format])
+    assert exported.difference <= CLOSE
+    after = model(np.arange(8).reshape(2, 4))
+    assert after.dtype == before.dtype  # the graph has its casts again
+    np.testing.assert_array_equal(after, before)
+
+
+def test_a_product_in_low_precision_is_refused_beside_constants(tmp_path):
+    class Stubborn(keras.layers.Layer):
+        def call(self, x):
+            factor = keras.ops.cast(3.3, "float16")
+            return keras.ops.cast(keras.ops.cast(x, "float16") * factor, "float32")
+
+    model = keras.Sequential([keras.Input((4,)), Stubborn()])
+    with pytest.raises(ValueError, match="operations that are in float16"):
+        keras_mp.export(model, tmp_path / "model")

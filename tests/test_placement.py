@@ -105,3 +105,57 @@ def test_a_report_of_a_model_made_under_a_policy():
     places = by_path(placement_report(model))
     assert places["top"].reason == "not safe in 16 bits"
     assert "in float16" in str(placement_report(model)).splitlines()[-1]
+
+
+class Plain(layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+
+class Adding(Plain):
+    def call(self, x):
+        self.add_loss(keras.ops.mean(x))
+        return super().call(x)
+
+
+class AddingInside(Plain):
+    """Its loss is added by a function inside a decorated method."""
+
+    @keras_mp.float32
+    def call(self, x):
+        def add(value):
+            self.add_loss(value)
+
+        add(keras.ops.mean(x))
+        return x
+
+
+class AddingThere(Adding):
+    """What adds losses is inherited."""
+
+
+class AddingProperty(Plain):
+    @property
+    def penalty(self):
+        return self.add_loss(1.0)
+
+    @staticmethod
+    def other():
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("layer_class", "adds"),
+    [
+        (Plain, False),
+        (Adding, True),
+        (AddingInside, True),
+        (AddingThere, True),
+        (AddingProperty, True),
+    ],
+)
+def test_add_loss_is_named_where_code_adds_losses(layer_class, adds):
+    layer = layer_class()
+    (place,) = keras_mp.convert(layer, "mixed_float16")
+    assert ("add_loss" in place.guards) == adds
+    assert "add_loss" in vars(layer)  # the guard is on whatever the report says

@@ -1,4 +1,4 @@
-"""`compile`, `wrap_optimizer` and `load_model`."""
+"""`compile` and `wrap_optimizer`."""
 
 import gc
 import weakref
@@ -10,9 +10,9 @@ import tensorflow as tf
 from reference.stateful import (
     GENTLE,
     POISON,
+    Gan,
     X,
     Y,
-    assert_same_state,
     state,
     stateful_model,
 )
@@ -161,6 +161,157 @@ def test_rules_that_match_are_not_reported():
     keras_mp.compile(dense_model(), "sgd", "mse", policy=policy)
 
 
+# Models whose compile has arguments of its own.
+
+
+class WithDefaults(keras.Model):
+    """Its compile has defaults of its own, as those of KerasHub's tasks."""
+
+    def __init__(self):
+        inputs = keras.Input((4,))
+        super().__init__(inputs, keras.layers.Dense(1)(inputs))
+
+    def compile(self, optimizer="auto", loss="auto", **kwargs):
+        if optimizer == "auto":
+            optimizer = keras.optimizers.Adam(0.125)
+        if loss == "auto":
+            loss = keras.losses.BinaryCrossentropy(from_logits=True)
+        self.chosen = optimizer
+        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+
+
+class Detector(keras.Model):
+    """Its compile names other losses, as that of KerasHub's RetinaNet."""
+
+    def __init__(self):
+        inputs = keras.Input((4,))
+        outputs = {name: keras.layers.Dense(1, name=name)(inputs) for name in "ab"}
+        super().__init__(inputs, outputs)
+
+    def compile(self, optimizer="sgd", a_loss=None, b_loss=None, **kwargs):
+        super().compile(optimizer, {"a": a_loss, "b": b_loss}, **kwargs)
+
+
+class Distiller(keras.Model):
+    """Its compile takes nothing else, as that of keras.io's distiller."""
+
+    def __init__(self):
+        super().__init__()
+        self.student = dense_model()
+
+    def compile(self, optimizer, metrics, student_loss_fn, alpha=0.1):
+        super().compile(optimizer=optimizer, metrics=metrics)
+        self.student_loss_fn, self.alpha = student_loss_fn, alpha
+
+    def compute_loss(self, x, y, y_pred, *args, **kwargs):
+        return self.alpha * self.student_loss_fn(y, y_pred)
+
+    def call(self, x):
+        return self.student(x)
+
+
+class PassesOn(keras.Model):
+    """Its compile takes whatever Keras's takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+OWN = [
+    (WithDefaults, (), {}),
+    (WithDefaults, ("auto",), {}),
+    (WithDefaults, ("adam",), {}),
+    (WithDefaults, ("adam", "auto"), {"metrics": ["mae"]}),
+    (WithDefaults, (keras.optimizers.serialize(keras.optimizers.SGD()),), {}),
+    (Detector, ("adam",), {"a_loss": "mse", "b_loss": "mae"}),
+    (Detector, (), {"a_loss": "mse", "b_loss": "mse"}),
+    (Distiller, ("adam", ["mae"]), {"student_loss_fn": keras.losses.Huber()}),
+    (PassesOn, ("sgd", "mse", None, ["mae"]), {}),
+    (PassesOn, (), {"optimizer": "sgd", "loss": "mse"}),
+    (PassesOn, (), {"loss": "mse"}),
+]
+
+
+def targets_of(model):
+    y = Y[:, None].astype("float32")
+    return {"a": y, "b": y} if isinstance(model, Detector) else y
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(("make", "args", "kwargs"), OWN)
+def test_own_compile_gets_what_was_given(make, args, kwargs, policy):
+    """Logs and settings are those of the same call of model.compile in float32."""
+    histories, rates = [], []
+    for compile in (keras.Model.compile, keras_mp.compile):
+        keras.utils.set_random_seed(0)
+        model = make()
+        if compile is keras_mp.compile:
+            keras_mp.compile(model, *args, policy=policy, **kwargs)
+            scaled = policy == "mixed_float16"
+            assert isinstance(model.optimizer, keras_mp.LossScaleOptimizer) == scaled
+        else:
+            model.compile(*args, **kwargs)
+        rates.append(float(model.optimizer.learning_rate))
+        y = targets_of(model)
+        histories.append(model.fit(X, y, verbose=0, shuffle=False).history)
+    assert rates[0] == rates[1]
+    assert histories[0].keys() == histories[1].keys()
+    for name, values in histories[0].items():
+        # One layer and one step: bfloat16 rounds by 2**-9, and some numbers twice.
+        np.testing.assert_allclose(histories[1][name], values, rtol=0.02, err_msg=name)
+
+
+def test_optimizer_that_compile_chose_is_ours_wherever_it_is_kept():
+    model = WithDefaults()
+    keras_mp.compile(model, policy="mixed_float16", scaling=GENTLE)
+    assert model.optimizer is model.chosen
+    assert model.optimizer.scaling == GENTLE
+    assert type(model.optimizer.inner_optimizer) is keras.optimizers.Adam
+    saved = model.get_compile_config()["optimizer"]["registered_name"]
+    assert saved == "keras_mp>LossScaleOptimizer"
+    model.fit(POISON, Y, batch_size=8, verbose=0, shuffle=False)
+    assert model.optimizer.stats()["skipped"] == 1
+    assert all(np.isfinite(value).all() for value in state(model).values())
+
+
+def test_every_optimizer_among_the_arguments_is_scaled():
+    gan = Gan()
+    keras_mp.compile(
+        gan, "adam", second_optimizer=keras.optimizers.SGD(0.5), policy="mixed_float16"
+    )
+    assert gan.first_optimizer == "adam"  # Gan's own business: it could be any name
+    optimizers = keras.optimizers.Adam(), keras.optimizers.SGD(0.5)
+    keras_mp.compile(gan, *optimizers, scaling=GENTLE)
+    assert gan.first_optimizer.inner_optimizer is optimizers[0]
+    assert gan.second_optimizer.inner_optimizer is optimizers[1]
+    gan.fit(X, Y, batch_size=8, verbose=0)
+    assert gan.second_optimizer.stats()["applied"] == 4
+
+
+@pytest.mark.parametrize("make", [dense_model, WithDefaults])
+def test_no_optimizer_stays_none(make):
+    model = make()
+    keras_mp.compile(model, None, "mse", policy="mixed_float16")
+    assert model.optimizer is None
+    assert np.isfinite(model.evaluate(X, Y, verbose=0))
+
+
+def test_own_compile_refuses_what_it_does_not_take():
+    model = Distiller()
+    with pytest.raises(TypeError, match="Distiller.compile.*student_loss_fn.*missing"):
+        keras_mp.compile(model, "adam", metrics=[], policy="mixed_float16")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'loss'"):
+        keras_mp.compile(model, "adam", [], len, loss="mse", policy="mixed_float16")
+    assert model.student.layers[0].compute_dtype == "float32"
+
+
 def test_compiling_again_lets_the_old_optimizer_go():
     model = stateful_model()
     keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")
@@ -190,76 +341,6 @@ def test_wrap_optimizer_leaves_bfloat16_alone():
     assert keras_mp.wrap_optimizer(model, optimizer) is optimizer
     wrapped = keras_mp.wrap_optimizer(model, optimizer, scaling="dynamic")
     assert wrapped.inner_optimizer is optimizer
-
-
-# Saving.
-
-
-@pytest.mark.parametrize("loaded_under", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("load", [keras_mp.load_model, keras.saving.load_model])
-def test_model_file_resumes_as_if_never_stopped(load, loaded_under, tmp_path):
-    policy = keras_mp.Policy("mixed_float16", float32=["dense_1"])
-    model = stateful_model()
-    model.layers[2].rate = 0.0  # Keras saves no random seeds
-    rule = scaling.DynamicLossScale(initial_scale=64.0, growth_interval=3)
-    keras_mp.compile(model, "adam", "binary_crossentropy", policy=policy, scaling=rule)
-    model.fit(POISON, Y, batch_size=8, verbose=0, shuffle=False)
-    model.save(tmp_path / "model.keras")
-    with keras_mp.policy_scope(loaded_under):
-        loaded = load(tmp_path / "model.keras")
-    assert loaded.optimizer.scaling == rule
-    assert loaded.optimizer.stats() == model.optimizer.stats()
-    assert [x.compute_dtype for x in loaded.layers] == [
-        x.compute_dtype for x in model.layers
-    ]
-    model.fit(X, Y, batch_size=8, verbose=0, shuffle=False)
-    loaded.fit(X, Y, batch_size=8, verbose=0, shuffle=False)
-    # The same arithmetic in two graphs, a few steps of Adam apart.
-    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
-def test_loaded_model_is_protected(tmp_path):
-    model = stateful_model()
-    keras_mp.compile(model, "adam", "binary_crossentropy", policy="mixed_float16")
-    model.train_on_batch(X, Y)
-    model.save(tmp_path / "model.keras")
-    loaded = keras_mp.load_model(tmp_path / "model.keras")
-    before = state(loaded)
-    skipped = loaded.optimizer.stats()["skipped"]
-    loaded.train_on_batch(POISON[8:16], Y[8:16])
-    assert loaded.optimizer.stats()["skipped"] == skipped + 1
-    after = state(loaded)
-    assert_same_state(before, {name: after[name] for name in before})
-
-
-@pytest.mark.parametrize("explicit", [True, False])
-def test_model_saved_with_keras_scaler_goes_on_with_ours(explicit, tmp_path):
-    with keras_mp.policy_scope("mixed_float16"):
-        model = stateful_model()
-        optimizer = keras.optimizers.Adam(0.125)
-        if explicit:
-            optimizer = keras.optimizers.LossScaleOptimizer(
-                optimizer, initial_scale=64.0, dynamic_growth_steps=5
-            )
-        model.compile(optimizer, "binary_crossentropy", metrics=["mae"])
-        model.fit(X, Y, batch_size=8, verbose=0)
-        model.save(tmp_path / "model.keras")
-        loaded = keras_mp.load_model(tmp_path / "model.keras")
-    assert type(loaded.optimizer) is keras_mp.LossScaleOptimizer
-    stats = loaded.optimizer.stats()
-    assert stats["scale"] == float(model.optimizer.dynamic_scale)
-    for a, b in zip(
-        model.optimizer.inner_optimizer.variables,
-        loaded.optimizer.inner_optimizer.variables,
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
-    logs = loaded.fit(POISON, Y, batch_size=8, verbose=0).history
-    assert set(logs) == {"loss", "mae"} and np.isfinite(logs["loss"]).all()
-    loaded.save(tmp_path / "again.keras")
-    again = keras.saving.load_model(tmp_path / "again.keras")
-    assert again.optimizer.stats() == loaded.optimizer.stats()
 
 
 def test_train_step_that_returns_its_own_loss_is_believed():
@@ -293,13 +374,3 @@ def test_input_layer_made_in_float16_asks_for_no_scaling():
     for policy in ("mixed_bfloat16", "float32"):
         keras_mp.compile(model, "sgd", "mse", policy=policy)
         assert type(model.optimizer) is keras.optimizers.SGD
-
-
-def test_loading_reports_rules_that_no_longer_match(tmp_path):
-    with keras_mp.policy_scope(keras_mp.Policy("mixed_float16", ["attn/softmax"])):
-        inputs = keras.Input((3, 4))
-        attention = keras.layers.MultiHeadAttention(1, 4, name="attn")
-        model = keras.Model(inputs, attention(inputs, inputs))
-    model.save(tmp_path / "model.keras")  # the loaded softmax is called softmax_1
-    with pytest.warns(UserWarning, match="'attn/softmax' matches no layer"):
-        keras_mp.load_model(tmp_path / "model.keras")

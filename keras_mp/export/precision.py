@@ -60,6 +60,7 @@ def _changes(layers):
                 yield layer, {"output_dtype": "float32"}
         elif layer.compute_dtype in private.LOW_PRECISION:
             yield from private.policy_as(layer, policies.FLOAT32)
+        yield from private.operations_in(layer, "float32")
         if _has_rounded_statistics(layer):
             yield layer, {"mean": layer.mean, "variance": layer.variance}
 
@@ -157,8 +158,12 @@ _LOW = {tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum}
 
 
 def _computes_low(node):
-    """Return whether a node has low precision for more than reading a variable."""
-    if node.op == "ReadVariableOp":
+    """Return whether a node has low precision for more than reading what is stored.
+
+    A constant that was rounded as the model was made is a number like any other: what
+    computes with it in low precision is a node of its own.
+    """
+    if node.op in ("ReadVariableOp", "Const"):
         return False
     if node.op == "Cast":
         return node.attr["DstT"].type in _LOW

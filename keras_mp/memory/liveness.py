@@ -64,9 +64,17 @@ def _start(step, variables, measure):
         held[handle] = Variable(heap.new(size, part))
     inputs = step.inputs[: len(step.inputs) - len(step.captured_inputs)]
     arguments = [heap.new(graphs.size_of(tensor), "activations") for tensor in inputs]
-    for handle in step.captured_inputs:
-        arguments.append(held.get(handle.name) or Variable(heap.new(0, "activations")))
+    for tensor in step.captured_inputs:
+        # What a constructor computed or a metric holds is eager, and has no name.
+        known = held.get(getattr(tensor, "name", None))
+        arguments.append(known or _captured(heap, tensor))
     return heap, arguments
+
+
+def _captured(heap, tensor):
+    """Return the buffer of a tensor, or variable, that is none of the model's."""
+    buffer = heap.new(graphs.size_of(tensor), "activations")
+    return Variable(buffer) if tensor.dtype == "resource" else buffer
 
 
 def _rewritten_sums(step, variables):

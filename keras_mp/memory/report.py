@@ -107,6 +107,7 @@ def memory_report(
     optimizer: keras.optimizers.Optimizer | str | None = None,
     loss: Any = None,
     data: Any = None,
+    **compile_kwargs: Any,
 ) -> MemoryReport:
     """Predict the peak memory of training ``model``, without training it.
 
@@ -142,6 +143,10 @@ def memory_report(
             it is of your own class, or a dimension is None. Targets default to the
             outputs' shape; for losses that are called sparse, to int32 without the
             last dimension.
+        **compile_kwargs: As for ``model.compile``. Where the model's class has a
+            ``compile`` of its own, that is called with ``optimizer``, ``loss`` and
+            these, as far as they are given; a compiled model for which neither a loss
+            nor any of these is given is taken as it is compiled.
 
     Returns:
         A `MemoryReport`; its ``largest_batch()`` finds the largest batch that fits.
@@ -163,29 +168,55 @@ def memory_report(
     True
     """
     batch_size = _checked(model, batch_size)
-    compiled = getattr(model, "compiled", False)
-    if optimizer is None:
-        optimizer = model.optimizer if compiled else "adam"
-        if policy is not None and isinstance(optimizer, LossScaleOptimizer):
-            optimizer = optimizer.inner_optimizer
-    if loss is None:
-        loss = model.loss if compiled else "mse"
+    given = {"optimizer": optimizer, "loss": loss}
+    given = {name: value for name, value in given.items() if value is not None}
+    state, arguments = _compiled(model, {**given, **compile_kwargs}, policy)
     recipe = trace.recipe(model)
     name = (policies.policy_of(model) if policy is None else policies.get(policy)).name
-    if not isinstance(optimizer, str):
-        optimizer = keras.saving.serialize_keras_object(optimizer)
 
     def predict(batch_size):
-        specs = trace.specs_of(model, batch_size, loss, data)
+        def specs_for(loss):
+            return trace.specs_of(model, batch_size, loss, data)
+
         # A thread of its own has Keras's global state (names, seeds) to itself.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            step = thread.submit(trace.trace, recipe, specs, policy, optimizer, loss)
+            step = thread.submit(
+                trace.trace, recipe, specs_for, policy, state, arguments
+            )
             parts = liveness.peak(*step.result())
         parts["runtime"] = _runtime(sum(parts.values()))
         parts = {part: parts.get(part, 0) for part in _PARTS}
         return MemoryReport(name, batch_size, **parts, _predict=predict)
 
     return predict(batch_size)
+
+
+def _compiled(model, given, policy):
+    """Return how to compile a copy of ``model``.
+
+    Args:
+        model: The model.
+        given: Arguments of its ``compile``.
+        policy: As of `memory_report`.
+
+    Returns:
+        What its own ``compile`` has stored on it and the copy is to have, or None if
+        that is to be called; and the arguments to compile the copy with.
+    """
+    compiled = getattr(model, "compiled", False)
+    own = trace.has_own_compile(model)
+    as_it_is = compiled and not given.keys() - {"optimizer"}
+    defaults = {"optimizer": "adam", "loss": "mse"}
+    if compiled:
+        optimizer = model.optimizer
+        if policy is not None and isinstance(optimizer, LossScaleOptimizer):
+            optimizer = optimizer.inner_optimizer
+        defaults = {"optimizer": optimizer, "loss": model.loss}
+    arguments = given if own and not as_it_is else {**defaults, **given}
+    for name, value in arguments.items():
+        if isinstance(value, keras.optimizers.Optimizer):
+            arguments[name] = trace.OptimizerConfig(value)
+    return trace.compiled_state(model) if own and as_it_is else None, arguments
 
 
 def _runtime(tensors):

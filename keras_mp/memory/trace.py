@@ -1,10 +1,15 @@
 """The step that `fit` would run, as a graph: traced on a copy of the model.
 
-A copy made inside a graph has symbols for variables, which take no memory, whatever
-the model's size. The optimizer and the policy are those asked for, so that the step
-is the real one, with its casts, its loss scaling and its updates.
+The variables of the copy are symbols in a graph, which take no memory, whatever the
+model's size. The optimizer and the policy are those asked for, so that the step is the
+real one, with its casts, its loss scaling and its updates.
 """
 
+import contextlib
+import copy
+import dis
+import functools
+import inspect
 import random
 
 import keras
@@ -24,19 +29,52 @@ def recipe(model):
     return config, own, policies.policy_of(model)
 
 
-def _copy(config, own, policy):
-    """Make the model again, in this thread; containers do not save their policy."""
-    keras.config.set_dtype_policy(policy)
+def _copy(graph, config, own, policy):
+    """Make the model again, in this thread, with its variables in ``graph``.
+
+    Its constructors run outside the graph, where they may look at numbers; variables
+    have no values there, and are created as that ends. If this fails, as it does for a
+    `keras.Variable` made of a value, the whole model is made in the graph.
+    """
+    keras.config.set_dtype_policy(policy)  # containers do not save theirs
+
+    def make():
+        # Making a model takes its config apart.
+        fresh = copy.deepcopy(config)
+        return keras.saving.deserialize_keras_object(fresh, own, safe_mode=False)
+
     try:
-        return keras.saving.deserialize_keras_object(config, own, safe_mode=False)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(_NO_COPY.format(config["config"]["name"], error)) from error
+        with contextlib.ExitStack() as later, keras.StatelessScope():
+            try:
+                return make()
+            finally:
+                later.enter_context(_in(graph))
+    except Exception as error:
+        try:
+            with _in(graph):
+                return make()
+        except Exception:
+            name = config["config"].get("name", config["class_name"])
+            raise ValueError(_NO_COPY.format(name, error)) from error
+
+
+@contextlib.contextmanager
+def _in(graph):
+    """Make what is made inside the block in ``graph``, on the device to train on."""
+    import tensorflow as tf
+
+    # Updates ask on which device variables are.
+    device = "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
+    with graph.as_default(), tf.device(device):
+        yield
 
 
 _NO_COPY = (
     "keras_mp.memory_report() traces a copy of model '{}', and it cannot be made from "
-    "its config. Give its class get_config() and from_config(), and register what is "
-    "custom with @keras.saving.register_keras_serializable(). Keras says: {}"
+    "its config, without values for its variables. The error is at the end. Give its "
+    "class get_config() and from_config(), register what is custom with "
+    "@keras.saving.register_keras_serializable(), and make variables by add_weight(). "
+    "Keras says: {}"
 )
 
 
@@ -87,8 +125,15 @@ def _data_of(model, loss):
     return inputs, keras.tree.pack_sequence_as(outputs, targets)
 
 
-def trace(recipe, specs, policy, optimizer, loss):
+def trace(recipe, specs_for, policy, compiled, arguments):
     """Trace one training step of a copy of the model.
+
+    Args:
+        recipe: Of `recipe`.
+        specs_for: ``specs_for(loss)`` returns the batch as specs.
+        policy: As of `memory_report`.
+        compiled: None, or of `compiled_state`: how the model was compiled.
+        arguments: What to compile the copy with, by name; optimizers as configs.
 
     Returns:
         The traced function, the names of the gradients in it, and a dict with the part
@@ -99,16 +144,18 @@ def trace(recipe, specs, policy, optimizer, loss):
 
     gradients = set()
     state = random.getstate()  # initializers without a seed draw one
+    graph = tf.Graph()
     try:
-        # In a graph, variables are symbols. Updates ask on which device they are.
-        with tf.Graph().as_default(), tf.device(_device()):
-            model = _copy(*recipe)
-            if not isinstance(optimizer, str):
-                optimizer = keras.saving.deserialize_keras_object(optimizer)
-            training.compile(model, optimizer, loss, policy=policy)
+        model = _copy(graph, *recipe)
+        with _in(graph):
+            if compiled is not None:
+                model.compile = functools.partial(keras.Model.compile, model)
+                for name, value in compiled.items():
+                    setattr(model, name, value)
+            training.compile(model, policy=policy, **_made(arguments))
             _record_gradients(model.optimizer, gradients)
             step = tf.function(lambda *data: model.train_step(data))
-            step = step.get_concrete_function(*specs)
+            step = step.get_concrete_function(*specs_for(model.loss))
     finally:
         random.setstate(state)
     state = {id(variable) for variable in model.optimizer.variables}
@@ -123,11 +170,46 @@ def trace(recipe, specs, policy, optimizer, loss):
     return step, gradients, parts
 
 
-def _device():
-    """Return the name of the device that Keras trains on."""
-    import tensorflow as tf
+class OptimizerConfig:
+    """How an optimizer is made: its variables are to be where the step is traced."""
 
-    return "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
+    def __init__(self, optimizer):
+        self._config = keras.saving.serialize_keras_object(optimizer)
+
+    def make(self):
+        """Return an optimizer with variables of its own."""
+        return keras.saving.deserialize_keras_object(copy.deepcopy(self._config))
+
+
+def _made(arguments):
+    return {
+        name: value.make() if isinstance(value, OptimizerConfig) else value
+        for name, value in arguments.items()
+    }
+
+
+def has_own_compile(model):
+    """Return whether the class of ``model`` has a ``compile`` of its own."""
+    return type(model).compile is not keras.Model.compile
+
+
+def compiled_state(model):
+    """Return what the own ``compile`` of ``model`` stored on it, as a dict by name.
+
+    With which arguments it was called, nothing tells. So a copy gets what became of
+    them: this, and what was given to Keras's ``compile``. Without optimizers, whose
+    variables belong to the model.
+    """
+    stored = set()
+    for cls in type(model).__mro__:
+        if "compile" in vars(cls) and cls.__module__.split(".")[0] != "keras":
+            code = dis.get_instructions(inspect.unwrap(cls.compile))
+            stored |= {each.argval for each in code if each.opname == "STORE_ATTR"}
+    return {
+        name: value
+        for name, value in vars(model).items()
+        if name in stored and not isinstance(value, keras.optimizers.Optimizer)
+    }
 
 
 def _record_gradients(optimizer, names):

@@ -121,15 +121,14 @@ def test_models_of_own_classes():
 
 def kinds_of_operations(optimizer):
     """Return the kinds of operations in the step of many small variables."""
-    loss = "mse"
     equal = [layers.Dense(4) for _ in range(4)]
     model = keras.Sequential([keras.Input((4,)), *equal])
     step, _, _ = trace.trace(
         trace.recipe(model),
-        trace.specs_of(model, 8, loss, None),
+        lambda loss: trace.specs_of(model, 8, loss, None),
         "mixed_float16",
-        optimizer,
-        loss,
+        None,
+        {"optimizer": optimizer, "loss": "mse"},
     )
     found, queue = set(), [step.graph]
     while queue:
@@ -153,3 +152,186 @@ def test_a_model_trains_after_its_step_was_traced():
         memory.memory_report(model, 8)
         history = model.fit(*data, verbose=0).history
         assert np.isfinite(history["loss"][0])
+
+
+# Constructors that do more than store.
+
+
+@keras.saving.register_keras_serializable("test_trace")
+class LooksAtNumbers(layers.Layer):
+    """Has drop-path rates by `ops.linspace`, as a Swin transformer of KerasHub."""
+
+    def __init__(self, given=False, **kwargs):
+        super().__init__(**kwargs)
+        self.given = given
+        self.rates = [float(rate) for rate in keras.ops.linspace(0.0, 0.5, 3)]
+        self.table = keras.ops.linspace(0.0, 1.0, 4)
+        self.dropout = layers.Dropout(self.rates[1])
+        if given:
+            self.factor = keras.Variable(np.ones(4, "float32"))
+
+    def call(self, x):
+        return self.dropout(x) * keras.ops.cast(self.table, x.dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "given": self.given}
+
+
+@keras.saving.register_keras_serializable("test_trace")
+class MadeOfAValue(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = keras.Variable(np.ones(4, "float32"))
+
+    def call(self, x):
+        return x * self.factor
+
+
+def with_layer(layer):
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Dense(1)(layer(inputs)))
+
+
+@pytest.mark.parametrize("make", [LooksAtNumbers, MadeOfAValue])
+@pytest.mark.parametrize("policy", [None, "mixed_float16"])
+def test_constructors_that_look_at_numbers_or_hold_them(make, policy):
+    report = memory.memory_report(with_layer(make()), 1000, policy)
+    assert report.weights == 4 * (4 + 1) + (16 if make is MadeOfAValue else 0)
+    assert report.largest_batch(2 * report.peak) > 1000
+
+
+def test_numbers_that_a_constructor_computed_are_counted():
+    @keras.saving.register_keras_serializable("test_trace")
+    class Table(layers.Layer):
+        def __init__(self, size, **kwargs):
+            super().__init__(**kwargs)
+            self.size, self.table = size, keras.ops.linspace(0.0, 1.0, size)
+
+        def call(self, x):
+            return x + keras.ops.mean(self.table)
+
+        def get_config(self):
+            return {**super().get_config(), "size": self.size}
+
+    few, many = (memory.memory_report(with_layer(Table(n)), 8) for n in (10**4, 10**6))
+    # In float32, up to temporaries of the mean.
+    assert 4e6 - 4e4 <= many.activations - few.activations <= 1.1 * 4e6
+
+
+def test_the_error_is_the_true_one():
+    with pytest.raises(ValueError, match="add_weight"):
+        memory.memory_report(with_layer(LooksAtNumbers(given=True)), 8)
+
+    @keras.saving.register_keras_serializable("test_trace")
+    class Fails(layers.Layer):
+        works = True
+
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            if not self.works:
+                raise ZeroDivisionError("no rows in the table")
+
+        def call(self, x):
+            return x
+
+    model = with_layer(Fails())
+    Fails.works = False
+    with pytest.raises(ValueError, match="no rows in the table"):
+        memory.memory_report(model, 8)
+
+
+def test_no_initial_value_is_computed():
+    eager = []
+
+    @keras.saving.register_keras_serializable("test_trace")
+    class Watched(keras.initializers.Initializer):
+        def __call__(self, shape, dtype=None):
+            eager.append(tf.executing_eagerly())
+            return keras.ops.zeros(shape, dtype)
+
+    model = with_layer(layers.Dense(4, kernel_initializer=Watched()))
+    assert eager == [True]
+    memory.memory_report(model, 8)
+    assert eager.count(True) == 1 and len(eager) > 1
+
+
+# Models whose compile has arguments of its own.
+
+
+@keras.saving.register_keras_serializable("test_trace")
+class WithDefaults(keras.Model):
+    def __init__(self, **kwargs):
+        inputs = keras.Input((4,))
+        super().__init__(inputs, layers.Dense(1)(inputs), **kwargs)
+
+    def compile(self, optimizer="auto", loss="auto", **kwargs):
+        optimizer = keras.optimizers.SGD() if optimizer == "auto" else optimizer
+        super().compile(optimizer, "mse" if loss == "auto" else loss, **kwargs)
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+@keras.saving.register_keras_serializable("test_trace")
+class Detector(WithDefaults):
+    def compile(self, optimizer="sgd", box_loss=None):
+        keras.Model.compile(self, optimizer, box_loss)
+
+
+@keras.saving.register_keras_serializable("test_trace")
+class Distiller(WithDefaults):
+    def compile(self, optimizer, metrics, student_loss_fn, alpha=0.1):
+        keras.Model.compile(self, optimizer, metrics=metrics)
+        self.student_loss_fn, self.alpha = student_loss_fn, alpha
+
+    def compute_loss(self, x, y, y_pred, *args, **kwargs):
+        return self.alpha * self.student_loss_fn(y, y_pred)
+
+
+BATCH = np.ones((2, 4), "float32"), np.ones((2, 1), "float32")
+SGD_STATE = 16  # iterations in int64, the learning rate, and what is aligned
+
+
+@pytest.mark.parametrize(
+    ("make", "compiled", "given", "slots"),
+    [
+        (WithDefaults, None, {}, 0),
+        (WithDefaults, {}, {}, 0),
+        (WithDefaults, {"optimizer": "adam"}, {}, 2),
+        (WithDefaults, {}, {"optimizer": "adam"}, 2),
+        (WithDefaults, None, {"optimizer": "adam", "loss": "auto"}, 2),
+        (Detector, {"box_loss": "mae"}, {}, 0),
+        (Detector, None, {"box_loss": "mae"}, 0),
+        (
+            Distiller,
+            {"optimizer": "adam", "metrics": ["mae"], "student_loss_fn": "of Keras"},
+            {},
+            2,
+        ),
+        (
+            Distiller,
+            None,
+            {
+                "optimizer": keras.optimizers.Adam(),
+                "metrics": [keras.metrics.MeanAbsoluteError()],
+                "student_loss_fn": "of Keras",
+            },
+            2,
+        ),
+    ],
+)
+@pytest.mark.parametrize("policy", [None, "mixed_float16"])
+def test_own_compile_gets_what_was_given(make, compiled, given, slots, policy):
+    def of_keras(arguments):
+        mse = {"student_loss_fn": keras.losses.MeanSquaredError()}
+        return arguments | mse if "student_loss_fn" in arguments else arguments
+
+    model = make()
+    if compiled is not None:
+        model.compile(**of_keras(compiled))
+    report = memory.memory_report(model, 8, policy, data=BATCH, **of_keras(given))
+    assert report.weights == 4 * (4 + 1)
+    state = report.optimizer_state - slots * report.weights
+    scaler = 100 if policy else 0  # scale, counters and the like
+    assert 0 <= state <= SGD_STATE + scaler
+    assert model.compiled == (compiled is not None)

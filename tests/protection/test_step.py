@@ -8,6 +8,7 @@ from reference.stateful import (
     GENTLE,
     METRICS,
     POISON,
+    Gan,
     Subclassed,
     X,
     Y,
@@ -215,34 +216,6 @@ def test_a_loss_that_is_scaled_where_it_is_traced_once():
 
 
 # Several optimizers.
-
-
-class Gan(keras.Model):
-    """Two networks, an optimizer each, one train_step."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = stateful_model(), stateful_model()
-
-    def compile(self, first_optimizer, second_optimizer):
-        super().compile(loss="binary_crossentropy")
-        self.first_optimizer = first_optimizer
-        self.second_optimizer = second_optimizer
-
-    def train_step(self, data):
-        x, y = data
-        pairs = [
-            (self.first, self.first_optimizer, x),
-            (self.second, self.second_optimizer, x * 1e-3),
-        ]
-        for model, optimizer, x in pairs:
-            with tf.GradientTape() as tape:
-                y_pred = model(x, training=True)
-                loss = self.compute_loss(y=y[:, None], y_pred=y_pred)
-                scaled = optimizer.scale_loss(loss)
-            grads = tape.gradient(scaled, model.trainable_weights)
-            optimizer.apply_gradients(zip(grads, model.trainable_weights, strict=True))
-        return {"loss": loss}
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])

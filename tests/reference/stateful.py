@@ -52,3 +52,31 @@ def assert_same_state(left, right):
     assert left.keys() == right.keys()
     for name, value in left.items():
         np.testing.assert_array_equal(value, right[name], err_msg=name)
+
+
+class Gan(keras.Model):
+    """Two networks, an optimizer each, one train_step."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = stateful_model(), stateful_model()
+
+    def compile(self, first_optimizer, second_optimizer):
+        super().compile(loss="binary_crossentropy")
+        self.first_optimizer = first_optimizer
+        self.second_optimizer = second_optimizer
+
+    def train_step(self, data):
+        x, y = data
+        pairs = [
+            (self.first, self.first_optimizer, x),
+            (self.second, self.second_optimizer, x * 1e-3),
+        ]
+        for model, optimizer, x in pairs:
+            with tf.GradientTape() as tape:
+                y_pred = model(x, training=True)
+                loss = self.compute_loss(y=y[:, None], y_pred=y_pred)
+                scaled = optimizer.scale_loss(loss)
+            grads = tape.gradient(scaled, model.trainable_weights)
+            optimizer.apply_gradients(zip(grads, model.trainable_weights, strict=True))
+        return {"loss": loss}

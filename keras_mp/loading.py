@@ -1,0 +1,150 @@
+"""`load_model`: a saved model with the policies and the protection that it had."""
+
+import contextlib
+import json
+import os
+import pathlib
+import zipfile
+from typing import Any
+
+import keras
+
+from keras_mp import distribute, guards, heads, policies, training
+from keras_mp.optimizer import LossScaleOptimizer
+from keras_mp.protection import protect
+
+
+def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:
+    """Load a ``.keras`` file as `keras.saving.load_model` does, ready to train on.
+
+    Policies with their rules, float32 islands, the scaling rule, the scale and the
+    counters come back with plain Keras too. What this adds is the protection of the
+    model's state in skipped steps, which `keras_mp.compile` gave it; rules on paths in
+    models of your own class, whose layers are built before they are put together; and
+    the policy that was saved, whatever the global one is now, for layers that a class
+    of your own makes without a ``dtype``: they are not in the file, and Keras makes
+    them under the global policy. One that such a class makes with a ``dtype`` comes
+    back with that, also if `keras_mp.convert` had given it another. A
+    `keras.optimizers.LossScaleOptimizer` is replaced by ours, which goes on with its
+    scale and with the inner optimizer's variables.
+
+    Args:
+        path: The file.
+        **kwargs: Of `keras.saving.load_model`.
+
+    Does not change the global policy.
+
+    Example:
+
+    >>> model = keras_mp.load_model("model.keras")
+    """
+    with _saved_policy(path, kwargs.get("custom_objects")):
+        model = keras.saving.load_model(path, **kwargs)
+    training.make_safe(model)
+    if type(getattr(model, "optimizer", None)) is keras.optimizers.LossScaleOptimizer:
+        training.replace_keras_scaler(model)
+    optimizer = getattr(model, "optimizer", None)
+    if isinstance(optimizer, LossScaleOptimizer):
+        protect(model, optimizer)
+    if optimizer is not None:
+        distribute.mend(model, optimizer)
+        heads.settle(model)
+        guards.fall_back(model)
+    return model
+
+
+def holds_ours(path: str | os.PathLike) -> bool:
+    """Return whether a saved model has a policy, layer or optimizer of keras_mp's.
+
+    Such a one was made with keras_mp. One that has none may have been made by Keras
+    alone: `keras_mp.set_policy` with a name, and `keras_mp.convert` to one, leave
+    nothing of their own in a file, except for the optimizer where the loss is scaled.
+
+    Args:
+        path: A ``.keras`` file, or a folder with what such a file holds.
+    """
+    return any("keras_mp" == _package(each) for each in _objects(_config(path)))
+
+
+def _package(saved):
+    return str(saved.get("registered_name")).split(">")[0]
+
+
+def _config(path):
+    """Return what a file says of how its model is made; None if that cannot be read."""
+    if not isinstance(path, str | os.PathLike):
+        return None
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if "config.json" in archive.namelist():
+                return json.loads(archive.read("config.json"))
+    folder = pathlib.Path(path)
+    if (folder / "config.json").is_file():
+        return json.loads((folder / "config.json").read_text())
+    return None
+
+
+def _objects(config):
+    """Yield each saved object in ``config``, as Keras writes them, the outer first."""
+    if isinstance(config, dict):
+        if "class_name" in config:
+            yield config
+        config = list(config.values())
+    if isinstance(config, list):
+        for each in config:
+            yield from _objects(each)
+
+
+@contextlib.contextmanager
+def _saved_policy(path, custom_objects):
+    """Make layers under the policy under which the saved model was made, if known."""
+    saved = _policy_config(_config(path))
+    if saved is None:
+        yield
+        return
+    with keras.saving.custom_object_scope(custom_objects or {}):
+        policy = keras.dtype_policies.deserialize(saved)
+    with policies.policy_scope(policy):
+        yield
+
+
+def _policy_config(config):
+    """Return the policy that a model was made under, as it was saved, or None.
+
+    It is the model's own. Only a Functional model does not save that. Then it is the
+    one with rules, if there is one; else the one that most layers have of those that
+    may hold layers which are not in the file; else any, but float32 last, which layers
+    that are not safe in 16 bits have under every policy.
+    """
+    found = [(each, _own_policy(each)) for each in _objects(config)]
+    found = [(each, policy) for each, policy in found if policy is not None]
+    if not found or found[0][0] is config:
+        return found[0][1] if found else None
+    found.sort(key=lambda pair: _is_float32(pair[1]))
+    every = [policy for _, policy in found]
+    rules = [policy for policy in every if _package(policy) == "keras_mp"]
+    holding = [policy for each, policy in found if _holds_layers(each)]
+    if rules or not holding:
+        return (rules or every)[0]
+    return max(holding, key=holding.count)
+
+
+def _own_policy(saved):
+    """Return the policy of a saved layer, as it was saved; None if it tells nothing.
+
+    As of a quantized layer, which was made under another.
+    """
+    inner = saved.get("config")
+    policy = inner.get("dtype") if isinstance(inner, dict) else None
+    if not isinstance(policy, dict) or "Quantized" in policy["class_name"]:
+        return None
+    return {name: policy[name] for name in policy if name != "shared_object_id"}
+
+
+def _is_float32(policy):
+    return policy["config"].get("name") == "float32"
+
+
+def _holds_layers(saved):
+    own = str(saved.get("module")).split(".")[0] != "keras"
+    return own or saved["class_name"] == "Sequential"
