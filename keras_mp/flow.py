@@ -155,13 +155,22 @@ def hand_out(outputs: Any, *, of_model: bool, exact_heads: bool = False) -> Any:
     Args:
         outputs: What its graph or its code returned, in any structure.
         of_model: Whether it is a model, from whose outputs a step computes losses.
-        exact_heads: Whether a step gets products in float32.
+        exact_heads: Whether a step, or the graph that ends with it, gets products in
+            float32.
     """
     if reader() == STEP and of_model:
         return widened(outputs, products=exact_heads)
     if reader() == ISLAND:
         return widened(outputs)
+    if reader() == GRAPH and exact_heads:
+        return keras.tree.map_structure(_wide_in_graph, outputs)
     return outputs if reader() == GRAPH else as_in_keras(outputs)
+
+
+def _wide_in_graph(leaf):
+    if not is_low(leaf):
+        return leaf
+    return _mark((numerics.dtype_of(leaf), False), widened(leaf, products=True))
 
 
 def _mark(mark, leaf):

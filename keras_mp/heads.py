@@ -25,6 +25,7 @@ def settle(model: keras.Model) -> None:
             gets its former heads back.
     """
     for layer in private.walk(model):
+        guards.set_exact_heads(layer, False)
         before = vars(layer).pop(_BEFORE, None)
         if before is not None:
             policies.put_under(layer, before)
@@ -48,10 +49,19 @@ def reason(layer: keras.layers.Layer) -> str | None:
 
 def _keep(layer, path):
     low = layer.compute_dtype in private.LOW_PRECISION
-    if low and policies.place_in_lists(layer, path) != "allow":
-        before = policies.policy_of(layer)
-        policies.keep_in_float32(layer, layer.compute_dtype)
-        vars(layer)[_BEFORE] = before
+    if not low or policies.place_in_lists(layer, path) == "allow":
+        return
+    inner = private.walk(layer)[1:]
+    if inner and private.has_own_call(layer):
+        guards.set_exact_heads(layer, True)
+        return
+    dtype = layer.compute_dtype
+    for each in (layer, *inner):
+        before = policies.policy_of(each)
+        # Wanted, for so it is in a saved model, whose head has a float32 policy.
+        around = dtype if each is layer else None
+        policies.keep_in_float32(each, around, wanted=True)
+        vars(each)[_BEFORE] = before
 
 
 def _outputs(model):

@@ -150,3 +150,28 @@ def test_years_in_an_own_model_step_by_step():
     keras_mp.compile(model, "sgd", "binary_crossentropy")
     low = model.predict(X, verbose=0)
     np.testing.assert_array_equal(low, low.astype("float16"))
+
+
+def test_the_last_layer_may_be_one_of_ones_own():
+    class Last(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(1, bias_initializer=lambda *_, **__: 2000.0)
+
+        def call(self, x):
+            return self.dense(x)
+
+    for loss, exact in (("mae", True), ("binary_crossentropy", False)):
+        with keras_mp.policy_scope("mixed_float16"):
+            model = sequential(Last())
+        keras_mp.compile(model, "sgd", loss)
+        predictions = model.predict(X, verbose=0)
+        assert (len(np.unique(predictions)) > 60) == exact
+
+
+def test_a_recurrent_head_is_in_float32_as_a_whole():
+    model = keras.Sequential([keras.Input((3, 4)), layers.LSTM(2)])
+    keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")
+    assert {each.compute_dtype for each in model.layers[0]._flatten_layers()} == {
+        "float32"
+    }

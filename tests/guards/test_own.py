@@ -90,7 +90,7 @@ def test_explicit_float32_stays_float32():
 def test_a_model_returns_float32_to_steps_only():
     with policy_scope("mixed_float16"):
         model = functional(layers.Dense(4, "softmax"))
-    keras_mp.compile(model, "sgd", "mse")
+    keras_mp.compile(model, "sgd", "categorical_crossentropy")
     assert dtype_of(model(X)) == "float16"
     assert model.predict(X, verbose=0).dtype == "float32"
     # Its small probabilities are not rounded: float16 ends at 6e-8.
