@@ -144,8 +144,7 @@ def hand_on(outputs: Any, dtype: str, *, wanted: bool = False) -> Any:
     if reader() == ISLAND:
         return widened(outputs)
     if reader() == GRAPH or (wanted and reader() != CODE):
-        mark = functools.partial(_mark, (dtype, wanted))
-        return keras.tree.map_structure(mark, outputs)
+        return keras.tree.map_structure(functools.partial(_mark, dtype), outputs)
     return rounded(outputs, dtype)
 
 
@@ -164,35 +163,34 @@ def hand_out(outputs: Any, *, of_model: bool, exact_heads: bool = False) -> Any:
         return widened(outputs)
     if reader() == GRAPH and exact_heads:
         return keras.tree.map_structure(_wide_in_graph, outputs)
-    return outputs if reader() == GRAPH else as_in_keras(outputs)
+    # A script gets of a model what it gets of the saved one.
+    return as_in_keras(outputs) if reader() == CODE else outputs
 
 
 def _wide_in_graph(leaf):
     if not is_low(leaf):
         return leaf
-    return _mark((numerics.dtype_of(leaf), False), widened(leaf, products=True))
+    return _mark(numerics.dtype_of(leaf), widened(leaf, products=True))
 
 
-def _mark(mark, leaf):
+def _mark(dtype, leaf):
     """Have a tensor that stays in float32 remember the dtype that Keras would give."""
     if numerics.is_float(leaf) and not is_low(leaf):
         with contextlib.suppress(AttributeError):
-            setattr(leaf, _IN_KERAS, mark)
+            setattr(leaf, _IN_KERAS, dtype)
     return leaf
 
 
 def dtype_in_keras(tensor: Any) -> str:
     """Return the dtype that Keras alone would have given a float ``tensor``."""
-    dtype, _ = getattr(tensor, _IN_KERAS, (None, False))
-    return dtype or numerics.dtype_of(tensor)
+    return getattr(tensor, _IN_KERAS, None) or numerics.dtype_of(tensor)
 
 
 def as_in_keras(structure: Any) -> Any:
     """Return ``structure`` with each tensor in the dtype that Keras would give."""
 
     def narrow(leaf):
-        dtype, wanted = getattr(leaf, _IN_KERAS, (None, False))
-        stays = dtype is None or (wanted and reader() != CODE)
-        return leaf if stays else rounded(leaf, dtype)
+        dtype = getattr(leaf, _IN_KERAS, None)
+        return leaf if dtype is None else rounded(leaf, dtype)
 
     return keras.tree.map_structure(narrow, structure)

@@ -46,9 +46,9 @@ def test_what_readers_get_of_a_layer(reader, dtype):
 def test_what_is_wanted_in_float32_is_for_code_only_in_16_bits(reader):
     with flow.read_by(reader):
         result = flow.hand_on(keras.ops.convert_to_tensor(RAW), "float16", wanted=True)
-        assert dtype_of(flow.as_in_keras(result)) == "float32"
+        assert dtype_of(flow.hand_out(result, of_model=True)) == "float32"
     with flow.read_by(flow.CODE):
-        assert dtype_of(flow.as_in_keras(result)) == "float16"
+        assert dtype_of(flow.hand_out(result, of_model=True)) == "float16"
 
 
 def test_a_graph_hands_out_what_keras_would_give():
@@ -56,9 +56,11 @@ def test_a_graph_hands_out_what_keras_would_give():
         inner = flow.hand_on(keras.ops.convert_to_tensor(RAW), "bfloat16")
         assert dtype_of(inner) == "float32"
         assert flow.dtype_in_keras(inner) == "bfloat16"
-    assert dtype_of(flow.hand_out(inner, of_model=True)) == "bfloat16"
-    with flow.read_by(flow.STEP):
-        assert dtype_of(flow.hand_out(inner, of_model=True)) == "float32"
+    with flow.read_by(flow.CODE):
+        assert dtype_of(flow.hand_out(inner, of_model=True)) == "bfloat16"
+    for reader in (flow.STEP, None):
+        with flow.read_by(reader):
+            assert dtype_of(flow.hand_out(inner, of_model=True)) == "float32"
 
 
 def test_structures_keep_what_is_no_float():

@@ -215,7 +215,7 @@ def made(make, how, policy):
         model = make()
         model(ROWS)
         keras_mp.convert(model, policy)
-    keras_mp.compile(model, "sgd", "mse")
+    keras_mp.compile(model, "sgd", "binary_crossentropy")
     return model
 
 

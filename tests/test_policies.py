@@ -227,7 +227,7 @@ def test_rules_hold_in_a_model_and_after_loading_it(case, tmp_path):
     with policy_scope(policy):
         model = build()
         model(X)
-    keras_mp.compile(model, "sgd", loss="mse")
+    keras_mp.compile(model, "sgd", loss="binary_crossentropy")
     assert in_float32(model) == expected
     predictions = model.predict(X, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -235,7 +235,7 @@ def test_rules_hold_in_a_model_and_after_loading_it(case, tmp_path):
         loaded = keras.saving.load_model(tmp_path / "model.keras")
         # The same operations on the same numbers: equal to the last bit.
         np.testing.assert_array_equal(loaded.predict(X, verbose=0), predictions)
-        keras_mp.compile(loaded, "sgd", loss="mse")
+        keras_mp.compile(loaded, "sgd", loss="binary_crossentropy")
     assert in_float32(loaded) == expected
     held = {
         layer.dtype_policy
@@ -266,7 +266,7 @@ def test_rules_hold_after_two_steps_of_training(name, tmp_path):
         model(X)
     before = [w.numpy() for w in model.trainable_variables]
     rule = keras_mp.scaling.StaticLossScale(64.0)  # no gradient comes near 1000
-    keras_mp.compile(model, "sgd", loss="mse", scaling=rule)
+    keras_mp.compile(model, "sgd", loss="binary_crossentropy", scaling=rule)
     y = np.ones((4, 3, 2), "float32")
     losses = model.fit(X, y, batch_size=2, epochs=1, verbose=0).history["loss"]
     assert np.isfinite(losses).all()
@@ -301,11 +301,11 @@ def test_layer_that_passes_no_dtype_on_keeps_rules_under_the_same_policy(
     expected = {f"block/{name}".rstrip("/") for name in inside}
     with policy_scope(Policy("mixed_float16", float32=[rule])):
         model = custom_layer(Loose)
-        keras_mp.compile(model, "sgd", loss="mse")
+        keras_mp.compile(model, "sgd", loss="binary_crossentropy")
         assert in_float32(model) == expected
         model.save(tmp_path / "model.keras")
         loaded = keras.saving.load_model(tmp_path / "model.keras")
-        keras_mp.compile(loaded, "sgd", loss="mse")
+        keras_mp.compile(loaded, "sgd", loss="binary_crossentropy")
         assert in_float32(loaded) == expected
 
 
@@ -425,7 +425,7 @@ def test_class_rule_of_a_model_class(rule, tmp_path):
         dense = layers.Dense(2, name="alone")
         model = sequential()
     assert dense.compute_dtype == "float16"
-    keras_mp.compile(model, "sgd", loss="mse")
+    keras_mp.compile(model, "sgd", loss="binary_crossentropy")
     assert in_float32(model) == {"body", "head", "top"}
 
 
@@ -444,7 +444,7 @@ def test_islands_that_a_rule_matches_hand_back_float32(ours):
     with policy_scope(Policy("mixed_float16", float32=[rule])):
         layer = keras_mp.layers.Softmax(name="out")
         model = keras.Sequential([keras.Input((3, 4)), layer])
-    keras_mp.compile(model, "sgd", loss="mse")
+    keras_mp.compile(model, "sgd", loss="binary_crossentropy")
     created = model(X).dtype
     keras_mp.convert(model, Policy("mixed_float16", float32=[rule]))
     assert created == model(X).dtype == "float32"
@@ -662,7 +662,7 @@ def test_cloned_models_keep_their_rules():
     with policy_scope(Policy("mixed_float16", float32=["head", "model/top"])):
         model = functional()
     again = keras.models.clone_model(model)
-    keras_mp.compile(again, "sgd", loss="mse")
+    keras_mp.compile(again, "sgd", loss="binary_crossentropy")
     assert in_float32(again) == {"head", "top"}
 
 
@@ -728,7 +728,7 @@ def test_policy_without_rules_is_saved_as_keras_own(way):
             [keras.Input((4,)), keras.layers.Dense(1, dtype=dtype)]
         )
     keras_mp.compile(
-        model, "sgd", "mse", policy="mixed_bfloat16" if way == "compile" else None
+        model, "sgd", "binary_crossentropy", policy="mixed_bfloat16" if way == "compile" else None
     )
     assert model.layers[0].compute_dtype == "bfloat16"
     assert "keras_mp" not in model.to_json()

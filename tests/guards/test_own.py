@@ -89,10 +89,11 @@ def test_explicit_float32_stays_float32():
 
 def test_a_model_returns_float32_to_steps_only():
     with policy_scope("mixed_float16"):
-        model = functional(layers.Dense(4, "softmax"))
-    keras_mp.compile(model, "sgd", "categorical_crossentropy")
-    assert dtype_of(model(X)) == "float16"
-    assert model.predict(X, verbose=0).dtype == "float32"
+        logits, model = (functional(layers.Dense(4, f)) for f in (None, "softmax"))
+    for each in (logits, model):
+        keras_mp.compile(each, "sgd", "categorical_crossentropy")
+        assert each.predict(X, verbose=0).dtype == "float32"
+    assert dtype_of(logits(X)) == "float16"
     # Its small probabilities are not rounded: float16 ends at 6e-8.
     model.layers[-1].set_weights([50 * np.eye(4), np.zeros(4)])
     smallest = model.predict(np.ones((1, 3, 1)) * [[[1.0, 0, 0, 0]]], verbose=0).min()
