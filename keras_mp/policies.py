@@ -88,6 +88,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         self.allow = _checked_rules("allow", allow)
         self.follow = _checked_rules("follow", follow)
         self._layer = None
+        self._quantized = {}
 
     @property
     def name(self) -> str:
@@ -107,8 +108,12 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         """Return the policy that ``layer``, found under ``path``, is to have.
 
         Without rules that is Keras's own policy, so that a saved model loads where
-        keras_mp is not installed.
+        keras_mp is not installed. A saved policy tells which layers inside the one that
+        has it were quantized.
         """
+        for inner, quantized in self._quantized.items():
+            if f"/{path}".endswith(f"/{inner}"):
+                return quantized
         if self.matches(layer, path):
             return FLOAT32
         if not self.all_rules:
@@ -120,9 +125,11 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
     def get_config(self):
         others = {"allow": self.allow, "follow": self.follow}
         rules = {"float32": self.rules, **{k: v for k, v in others.items() if v}}
+        quantized = _quantized_inside(self._layer and self._layer())
         return {
             "name": self.name,
             **{name: list(map(_rule_config, value)) for name, value in rules.items()},
+            **({"quantized": quantized} if quantized else {}),
         }
 
     @classmethod
@@ -130,9 +137,14 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         rules = {
             name: [_rule_from(rule, custom_objects) for rule in value]
             for name, value in config.items()
-            if name != "name"
+            if name not in ("name", "quantized")
         }
-        return cls(config["name"], **rules)
+        policy = cls(config["name"], **rules)
+        policy._quantized = {
+            path: keras.dtype_policies.deserialize(quantized)
+            for path, quantized in config.get("quantized", {}).items()
+        }
+        return policy
 
     def _key(self):
         return self.name, self.rules, self.allow, self.follow
@@ -491,6 +503,21 @@ def _checked_rule(name, rule):
             f"block_, or {re.escape(rule)!r} for this very name."
         ) from error
     return rule
+
+
+def _quantized_inside(layer):
+    """Return the policies of quantized layers inside ``layer``, by path, as configs.
+
+    A layer that makes others, such as attention, does not save their policies, and
+    gives them its own as it is loaded.
+    """
+    if layer is None:
+        return {}
+    return {
+        path.removeprefix(f"{layer.name}/"): keras.dtype_policies.serialize(policy)
+        for inner, path in layers_with_paths(layer)
+        if inner is not layer and (policy := inner.dtype_policy).quantization_mode
+    }
 
 
 def _rule_config(rule):
