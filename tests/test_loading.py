@@ -349,6 +349,7 @@ def test_a_quantized_model_under_rules_is_loaded(how, mode, rules, load, tmp_pat
         )
 
 
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize`")
 def test_a_map_of_policies_of_keras_is_left_to_keras(tmp_path):
     """As KerasHub writes one for a quantized backbone, without a default."""
     model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(3, name="a")])
