@@ -132,13 +132,21 @@ def _policy_config(config):
 def _own_policy(saved):
     """Return the policy of a saved layer, as it was saved; None if it tells nothing.
 
-    As of a quantized layer, which was made under another.
+    As one of a quantized layer, which was made under another, or Keras's map of
+    policies, which may leave out for what it falls back to.
     """
     inner = saved.get("config")
     policy = inner.get("dtype") if isinstance(inner, dict) else None
-    if not isinstance(policy, dict) or "Quantized" in policy["class_name"]:
+    if not isinstance(policy, dict) or policy["class_name"] not in _POLICIES:
         return None
-    return {name: policy[name] for name in policy if name != "shared_object_id"}
+    # What is quantized concerns that layer alone; nor are ids of objects the same.
+    config = {k: v for k, v in policy["config"].items() if k != "quantized"}
+    return {k: v for k, v in policy.items() if k != "shared_object_id"} | {
+        "config": config
+    }
+
+
+_POLICIES = {"DTypePolicy", "FloatDTypePolicy", "Policy"}
 
 
 def _is_float32(policy):

@@ -98,6 +98,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         self.follow = _checked_rules("follow", follow)
         self.strict = bool(strict)
         self._layer = None
+        self._quantized = {}
 
     @property
     def name(self) -> str:
@@ -117,8 +118,12 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         """Return the policy that ``layer``, found under ``path``, is to have.
 
         Without rules that is Keras's own policy, so that a saved model loads where
-        keras_mp is not installed.
+        keras_mp is not installed. A saved policy tells which layers inside the one that
+        has it were quantized.
         """
+        for inner, quantized in self._quantized.items():
+            if f"/{path}".endswith(f"/{inner}"):
+                return quantized
         if self.matches(layer, path):
             return FLOAT32
         if not self.all_rules and not self.strict:
@@ -130,10 +135,12 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
     def get_config(self):
         others = {"allow": self.allow, "follow": self.follow}
         rules = {"float32": self.rules, **{k: v for k, v in others.items() if v}}
+        quantized = _quantized_inside(self._layer and self._layer())
         return {
             "name": self.name,
             **{name: list(map(_rule_config, value)) for name, value in rules.items()},
             **({"strict": True} if self.strict else {}),
+            **({"quantized": quantized} if quantized else {}),
         }
 
     @classmethod
@@ -141,10 +148,14 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         rules = {
             name: [_rule_from(rule, custom_objects) for rule in value]
             for name, value in config.items()
-            if name not in ("name", "strict")
+            if name not in ("name", "quantized", "strict")
         }
-        strict = config.get("strict", False)
-        return cls(config["name"], strict=strict, **rules)
+        policy = cls(config["name"], strict=config.get("strict", False), **rules)
+        policy._quantized = {
+            path: keras.dtype_policies.deserialize(quantized)
+            for path, quantized in config.get("quantized", {}).items()
+        }
+        return policy
 
     def _key(self):
         return self.name, self.rules, self.allow, self.follow, self.strict
@@ -566,6 +577,21 @@ def _checked_rule(name, rule):
             f"block_, or {re.escape(rule)!r} for this very name."
         ) from error
     return rule
+
+
+def _quantized_inside(layer):
+    """Return the policies of quantized layers inside ``layer``, by path, as configs.
+
+    A layer that makes others, such as attention, does not save their policies, and
+    gives them its own as it is loaded.
+    """
+    if layer is None:
+        return {}
+    return {
+        path.removeprefix(f"{layer.name}/"): keras.dtype_policies.serialize(policy)
+        for inner, path in layers_with_paths(layer)
+        if inner is not layer and (policy := inner.dtype_policy).quantization_mode
+    }
 
 
 def _rule_config(rule):

@@ -307,3 +307,57 @@ def test_what_of_a_file_is_ours(zipped, tmp_path):
     keras_mp.compile(plain, "sgd", "mse", policy="mixed_float16")
     assert saved(f"optimizer{end}", plain)
     assert not loading.holds_ours(tmp_path / "nothing.keras")
+
+
+# Quantized models.
+
+
+def attention_model():
+    inputs = keras.Input((3, 16))
+    attend = keras.layers.MultiHeadAttention(2, 8, name="attend")
+    x = keras.layers.Dense(16, name="body")(attend(inputs, inputs))
+    return keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
+
+
+@pytest.mark.parametrize("how", ["set_policy", "convert"])
+@pytest.mark.parametrize("mode", ["int8", "float8"])
+@pytest.mark.parametrize("rules", [{"float32": ["head"]}, {"allow": ["attend"]}])
+@pytest.mark.parametrize("load", [keras_mp.load_model, keras.saving.load_model])
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantized_model_under_rules_is_loaded(how, mode, rules, load, tmp_path):
+    policy = keras_mp.Policy("mixed_bfloat16", **rules)
+    x = np.random.default_rng(0).normal(size=(2, 3, 16)).astype("float32")
+    if how == "set_policy":
+        with keras_mp.policy_scope(policy):
+            model = attention_model()
+    else:
+        model = attention_model()
+        keras_mp.convert(model, policy)
+    model.quantize(mode)
+    before = model(x)
+    model.save(tmp_path / "model.keras")
+    loaded = load(tmp_path / "model.keras")
+    modes = [layer.quantization_mode for layer in model._flatten_layers()]
+    assert modes.count(mode) == 6  # four of attention, and two
+    assert modes == [layer.quantization_mode for layer in loaded._flatten_layers()]
+    if load is keras_mp.load_model:  # which puts the guards back
+        np.testing.assert_allclose(
+            np.asarray(loaded(x), "float32"),
+            np.asarray(before, "float32"),
+            rtol=2**-7,  # bfloat16 rounds by 2**-8, in the output and before it
+            atol=2**-7,
+        )
+
+
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize`")
+def test_a_map_of_policies_of_keras_is_left_to_keras(tmp_path):
+    """As KerasHub writes one for a quantized backbone, without a default."""
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(3, name="a")])
+    policy = keras.dtype_policies.DTypePolicyMap()
+    policy["a"] = keras.dtype_policies.get("int8_from_float32")
+    model.dtype_policy = policy
+    model.quantize("int8")
+    model.save(tmp_path / "model.keras")
+    loaded = keras_mp.load_model(tmp_path / "model.keras")
+    assert loaded.layers[0].quantization_mode == "int8"
+    np.testing.assert_array_equal(loaded(ROWS), model(ROWS))

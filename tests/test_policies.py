@@ -728,7 +728,10 @@ def test_policy_without_rules_is_saved_as_keras_own(way):
             [keras.Input((4,)), keras.layers.Dense(1, dtype=dtype)]
         )
     keras_mp.compile(
-        model, "sgd", "binary_crossentropy", policy="mixed_bfloat16" if way == "compile" else None
+        model,
+        "sgd",
+        "binary_crossentropy",
+        policy="mixed_bfloat16" if way == "compile" else None,
     )
     assert model.layers[0].compute_dtype == "bfloat16"
     assert "keras_mp" not in model.to_json()
