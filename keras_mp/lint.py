@@ -379,32 +379,64 @@ def _functional_losses(model, is_head_low):
             )
     if is_head_low:
         for method in ("compute_loss", "test_step", "train_step"):
-            for function in _loss_functions_in(getattr(type(model), method)):
+            for function in _loss_functions_in(type(model), method):
                 yield Finding(
                     "warning",
                     "functional-loss",
                     model.name,
                     f"its {method} calls {function.__name__}, which computes in the "
                     "16 bits that the model returns",
-                    "keras_mp.compile returns float32, and the classes of keras.losses "
-                    "cast to it",
+                    _narrow_advice(model),
                 )
 
 
-def _loss_functions_in(method):
-    """Yield the functions of `keras.losses` that ``method`` names, each once."""
-    method, value, found = inspect.unwrap(method), None, set()
-    steps = dis.get_instructions(method) if inspect.isfunction(method) else ()
-    for step in steps:
+def _narrow_advice(model):
+    """Return what helps where a step computes a loss in 16 bits."""
+    if guards.are_steps_narrow(model):
+        return (
+            "its step fails on float32: cast what it mixes to the dtype of the "
+            "model's output, or cast the output to float32 for the loss"
+        )
+    return (
+        "keras_mp.compile returns float32, also of models that a step calls by "
+        "itself, and the classes of keras.losses cast to it"
+    )
+
+
+def _loss_functions_in(cls, name):
+    """Yield the functions of `keras.losses` that a method calls, each once.
+
+    Methods of the user's own that it calls are looked through as well.
+    """
+    found, seen, waiting = [], set(), [name]
+    while waiting:
+        method = inspect.unwrap(getattr(cls, waiting.pop(), None) or len)
+        if not inspect.isfunction(method) or method in seen:
+            continue
+        seen.add(method)
+        for value, attribute in _names_in(method):
+            if inspect.isfunction(value) and value in _LOSS_FUNCTIONS:
+                found += [value] if value not in found else []
+            own = getattr(cls, attribute or "", None)
+            if inspect.isfunction(own) and not private.is_code_of_keras(own):
+                waiting.append(attribute)
+    yield from found
+
+
+def _names_in(method):
+    """Yield for each name that ``method`` loads its value, if global, and itself."""
+    value = None
+    for step in dis.get_instructions(method):
         if step.opname == "LOAD_GLOBAL":
             value = method.__globals__.get(step.argval)
-        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and inspect.ismodule(value):
-            value = getattr(value, step.argval, None)
+            yield value, None
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            value = (
+                getattr(value, step.argval, None) if inspect.ismodule(value) else None
+            )
+            yield value, step.argval
         else:
             value = None
-        if inspect.isfunction(value) and value in _LOSS_FUNCTIONS - found:
-            found.add(value)
-            yield value
 
 
 # Rules.

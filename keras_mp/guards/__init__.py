@@ -141,6 +141,7 @@ takes_raw_data = kept.takes_raw_data
 keep_inputs = containers.guard_with
 island_reason = islands.reason
 are_steps_guarded = steps.are_guarded
+are_steps_narrow = steps.are_narrow
 guard_steps = steps.guard_steps
 fall_back = steps.fall_back
 set_exact_heads = own.set_exact_heads
