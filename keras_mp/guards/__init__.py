@@ -18,13 +18,13 @@ from keras_mp.guards import (
     attention,
     containers,
     functions,
-    islands,
     kept,
+    model_steps,
     normalization,
     operations,
     own,
+    own_islands,
     products,
-    steps,
     weights,
 )
 
@@ -83,7 +83,7 @@ def guard(layer, strict=False):
     if products.is_product(layer):
         products.guard(layer)
     if private.has_own_call(layer):
-        islands.set_strict(layer, strict)
+        own_islands.set_strict(layer, strict)
     guard_flow(layer)
 
 
@@ -105,12 +105,12 @@ def guard_flow(layer):
     elif private.sublayers(layer):
         own.guard_wrapper(layer)
     if isinstance(layer, keras.Model):
-        steps.guard_steps_of_keras(layer)
+        model_steps.guard_steps_of_keras(layer)
 
 
 def guard_own(layer, strict):
     """Guard the code of the user's own in ``layer``, which need not be built."""
-    islands.set_strict(layer, strict)
+    own_islands.set_strict(layer, strict)
     own.guard_own(layer)
 
 
@@ -139,9 +139,9 @@ keep = kept.keep
 dtype_around = kept.dtype_around
 takes_raw_data = kept.takes_raw_data
 keep_inputs = containers.guard_with
-island_reason = islands.reason
-are_steps_guarded = steps.are_guarded
-are_steps_narrow = steps.are_narrow
-guard_steps = steps.guard_steps
-fall_back = steps.fall_back
+island_reason = own_islands.reason
+are_steps_guarded = model_steps.are_guarded
+are_steps_narrow = model_steps.are_narrow
+guard_steps = model_steps.guard_steps
+fall_back = model_steps.fall_back
 set_exact_heads = own.set_exact_heads

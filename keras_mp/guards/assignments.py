@@ -3,7 +3,7 @@
 In a ``call`` Keras reads float32 variables in 16 bits, so that a counter stops at 2,048
 in float16 and a moving average is rounded in every step. `assign_add` and `assign_sub`
 read what is stored instead. Where ``assign`` gets a 16-bit value, the code that made it
-has to compute in float32 (`keras_mp.guards.islands`).
+has to compute in float32 (`keras_mp.guards.own_islands`).
 """
 
 import contextlib

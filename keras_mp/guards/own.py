@@ -11,7 +11,7 @@ import functools
 import keras
 
 from keras_mp import flow, private
-from keras_mp.guards import containers, islands, kept
+from keras_mp.guards import containers, kept, own_islands
 from keras_mp.guards.wrapping import wrap_once
 
 _EXACT_HEADS = "_keras_mp_exact_heads"
@@ -43,12 +43,12 @@ def _own(layer, call):
     @functools.wraps(call)
     def own(*args, **kwargs):
         if not containers.is_guarded(layer):
-            outputs = islands.call(layer, call, args, kwargs)
+            outputs = own_islands.call(layer, call, args, kwargs)
         else:
             # Keras casts neither inputs nor variables while `autocast` is off.
             args, kwargs = flow.rounded((args, kwargs), layer.compute_dtype)
             with private.variables_read_in(layer.compute_dtype):
-                outputs = islands.call(layer, call, args, kwargs)
+                outputs = own_islands.call(layer, call, args, kwargs)
         return _handed_out(layer, outputs)
 
     return own

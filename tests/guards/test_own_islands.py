@@ -71,7 +71,7 @@ def test_mixed_dtypes_train_with_a_warning(make, low, way):
             loss = fit(model, policy=low)
     assert np.isfinite(loss)
     (message,) = {str(w.message) for w in caught if "island" in str(w.message)}
-    assert re.search(r"operation \w+ at .*test_islands.py:\d+", message)
+    assert re.search(r"operation \w+ at .*test_own_islands.py:\d+", message)
 
 
 def test_the_smallest_layer_becomes_an_island_and_is_reported():
