@@ -457,7 +457,7 @@ def _choose(layer, policy, path, attribute):
     if chosen is FLOAT32 and policy.compute_dtype in private.LOW_PRECISION:
         wanted = policy.matches(layer, path)
         guards.keep(layer, policy.compute_dtype, wanted)
-    if private.has_own_call(layer):
+    if policy.compute_dtype in private.LOW_PRECISION and private.has_own_call(layer):
         # Its code may run, to build it, before it is built.
         guards.guard_own(layer, policy.strict)
     return chosen

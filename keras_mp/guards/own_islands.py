@@ -49,7 +49,7 @@ def call(layer, function, args, kwargs):
     low = layer.compute_dtype in private.LOW_PRECISION
     if low and reason(layer):
         return _in_float32(layer, function, args, kwargs)
-    works = kwargs.get("training") in vars(layer).get(_WORKS, ())
+    works = _mode(kwargs) in vars(layer).get(_WORKS, ())
     if not low or works or vars(layer).get(_STRICT):
         with flow.read_by(flow.CODE):
             return function(*args, **kwargs)
@@ -72,8 +72,14 @@ def _first_call(layer, function, args, kwargs):
         _settle(layer, error)
         return outputs
     if layer.built:
-        vars(layer).setdefault(_WORKS, []).append(kwargs.get("training"))
+        vars(layer).setdefault(_WORKS, set()).add(_mode(kwargs))
     return outputs
+
+
+def _mode(kwargs):
+    """Return whether a call trains; code may do something else then."""
+    training = kwargs.get("training")
+    return training if isinstance(training, bool) else None
 
 
 def _in_float32(layer, function, args, kwargs):
