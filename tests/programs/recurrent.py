@@ -12,6 +12,7 @@ def sequential(*middle):
     return Trial(model, normal(5, 3), normal(1))
 
 
+@keras.saving.register_keras_serializable("programs")
 class MinimalCell(layers.Layer):
     """A gated cell with one gate, made of layers."""
 
@@ -25,6 +26,9 @@ class MinimalCell(layers.Layer):
         joined = (shape[0], shape[1] + self.units)
         self.gate.build(joined)
         self.candidate.build(joined)
+
+    def get_config(self):
+        return super().get_config() | {"units": self.units}
 
     def call(self, x, states):
         (h,) = states
@@ -166,7 +170,7 @@ def while_loop():
 def map_fn():
     class PerRow(layers.Layer):
         def call(self, x):
-            return tf.map_fn(lambda row: tf.matmul(row, row, transpose_a=True), x)
+            return tf.map_fn(lambda row: tf.matmul(row, row, transpose_a=True) / 5, x)
 
     return sequential(layers.Dense(4), PerRow(), layers.Flatten())
 
