@@ -245,9 +245,9 @@ def spectrogram():
 def _saved():
     """Return a folder with a SavedModel that multiplies by a matrix of float32."""
     folder, module = tempfile.TemporaryDirectory(), tf.Module()
-    module.w = tf.Variable(np.linspace(0, 0.5, 16, dtype="float32").reshape(4, 4))
+    w = np.linspace(0, 0.5, 16, dtype="float32").reshape(4, 4)
     signature = [tf.TensorSpec((None, 4), tf.float32)]
-    serve = tf.function(lambda x: {"y": tf.matmul(x, module.w)}, signature)
+    serve = tf.function(lambda x: {"y": tf.matmul(x, w)}, signature)
     tf.saved_model.save(module, folder.name, signatures=serve)
     return folder
 

@@ -39,7 +39,7 @@ def sampling_layer():
     return Trial(model, x, x, "binary_crossentropy")
 
 
-@program(fails=POLICIES, noise=RANDOM)
+@program(fails=POLICIES, noise=RANDOM, says="scale_loss")
 def vae_of_keras_io():
     """The example as it is on keras.io: sampling, no ``call``, losses by hand."""
 
