@@ -53,6 +53,7 @@ def run(program, way, policy):
         with warnings.catch_warnings(record=True) as caught:
             # Keras and TensorFlow warn of programs too; `agreement` looks at the rest.
             warnings.simplefilter("always")
+            warnings.simplefilter("ignore", DeprecationWarning)  # for their authors
             _set_policy(way, policy)
             outcome = _train(_Way(way, policy), _build(program, way, policy))
     finally:

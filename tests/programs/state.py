@@ -6,7 +6,6 @@ from keras import layers, ops
 
 from .program import Trial, normal, program
 
-
 # Keras rounds what is assigned; keras_mp computes it in float32 instead, and says so.
 ROUNDED = "is assigned to variable"
 

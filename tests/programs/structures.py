@@ -167,7 +167,7 @@ def neural_turing_machine():
 
 @program()
 def pointer_network():
-    """Probabilities over the inputs' places, those used before masked by a constant."""
+    """Probabilities over the inputs' places, less likely where they were used before."""
 
     class Pointer(keras.Model):
         def __init__(self):
@@ -179,9 +179,9 @@ def pointer_network():
             keys, used, outputs = self.encoder(x), 0.0, []
             state = keys[:, -1]
             for _ in range(2):
-                scores = tf.einsum("btd,bd->bt", keys, self.query(state)) - 1e4 * used
+                scores = tf.einsum("btd,bd->bt", keys, self.query(state)) - 10.0 * used
                 p = tf.nn.softmax(scores)
-                used = tf.one_hot(tf.argmax(p, -1), 4, dtype=p.dtype)
+                used += p
                 _, state = self.cell(tf.einsum("bt,btd->bd", p, keys), state)
                 outputs.append(p)
             return tf.stack(outputs, axis=1)
