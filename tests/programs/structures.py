@@ -167,7 +167,7 @@ def neural_turing_machine():
 
 @program()
 def pointer_network():
-    """Probabilities over the inputs' places, less likely where they were used before."""
+    """Probabilities over the inputs' places, less where they were used before."""
 
     class Pointer(keras.Model):
         def __init__(self):
