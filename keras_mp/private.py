@@ -88,7 +88,8 @@ def is_of_keras(layer):
 
 def is_code_of_keras(method):
     """Return whether Keras, or keras_mp, wrote ``method``, a function of a class."""
-    return method.__module__.split(".")[0] in ("keras", "keras_mp")
+    module = getattr(method, "__module__", None) or __name__  # a property has none
+    return module.split(".")[0] in ("keras", "keras_mp")
 
 
 def has_own_call(layer):
@@ -96,11 +97,21 @@ def has_own_call(layer):
 
     So it is with Keras's layers around a function, a SavedModel or a foreign module.
     """
-    if not is_code_of_keras(type(layer).call):
+    if is_subclass_of_the_users(layer):
         return True
     names = ("FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper")
     kinds = (getattr(keras.layers, name, None) for name in names)
     return isinstance(layer, tuple(filter(None, kinds)))
+
+
+def is_subclass_of_the_users(layer):
+    """Return whether the class of ``layer`` has a ``call`` of the user's own."""
+    return not is_code_of_keras(type(layer).call)
+
+
+def is_foreign(layer):
+    """Return whether ``layer`` runs a SavedModel, whose dtypes nobody can change."""
+    return isinstance(layer, getattr(keras.layers, "TFSMLayer", ()))
 
 
 def has_graph(layer):
@@ -210,6 +221,21 @@ def is_dtype_error(error):
         and bool(_LOW_NAMES.search(message))
         and bool(_OTHERS.search(re.sub(r"b?float16", "", message)))
     )
+
+
+def without_kernel(model, error):
+    """Return the layer in ``model`` that an operation without a kernel is part of.
+
+    TensorFlow finds out only as a step is about to run, and names the node. None if
+    ``error`` is another one.
+    """
+    node = re.search(r"No OpKernel was registered.*node ([^\s}]+)", str(error), re.S)
+    if node is None:
+        return None
+    names = [re.sub(r"_\d+$", "", name) for name in node[1].split("/")]
+    layers = [layer for layer in walk(model) if has_own_call(layer)]
+    inside = [each for each in layers if re.sub(r"_\d+$", "", each.name) in names]
+    return inside[-1] if inside else None
 
 
 _LIBRARIES = [

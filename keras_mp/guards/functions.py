@@ -9,7 +9,8 @@ from keras_mp.ops import float32
 
 def computes_inside(layer):
     """Return whether ``layer`` is on `lists.INSIDE`."""
-    return lists.matches_any(lists.INSIDE, layer, layer.name)
+    own = private.is_subclass_of_the_users(layer)
+    return not own and lists.matches_any(lists.INSIDE, layer, layer.name)
 
 
 def is_call_guarded(layer):

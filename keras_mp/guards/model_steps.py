@@ -10,6 +10,7 @@ import itertools
 import warnings
 
 from keras_mp import flow, private
+from keras_mp.guards import own_islands
 from keras_mp.guards.wrapping import is_wrapped, wrap_once
 
 _STEPS = ("train_step", "test_step", "predict_step")
@@ -58,6 +59,11 @@ def _falling_back(model, make):
         try:
             return function(again())
         except Exception as error:
+            layer = private.without_kernel(model, error)
+            if layer is not None and not own_islands.reason(layer):
+                own_islands.become_island(layer, error)
+                function = make()
+                return execute(again())
             if are_narrow(model) or not private.is_dtype_error(error):
                 raise
             # A function that failed as it was traced is of no use.

@@ -10,7 +10,7 @@ import functools
 
 import keras
 
-from keras_mp import flow, private
+from keras_mp import flow, numerics, private
 from keras_mp.guards import containers, kept, own_islands
 from keras_mp.guards.wrapping import wrap_once
 
@@ -42,6 +42,8 @@ def guard_own(layer):
 def _own(layer, call):
     @functools.wraps(call)
     def own(*args, **kwargs):
+        if kept.dtype_around(layer) is not None:  # also where Keras casts no inputs
+            args, kwargs = numerics.cast_floats((args, kwargs), "float32")
         if not containers.is_guarded(layer):
             outputs = own_islands.call(layer, call, args, kwargs)
         else:

@@ -47,6 +47,8 @@ def call(layer, function, args, kwargs):
             float32 too.
     """
     low = layer.compute_dtype in private.LOW_PRECISION
+    if low and private.is_foreign(layer) and not reason(layer):
+        become_island(layer, TypeError("a SavedModel has dtypes of its own"))
     if low and reason(layer):
         return _in_float32(layer, function, args, kwargs)
     works = _mode(kwargs) in vars(layer).get(_WORKS, ())
@@ -69,7 +71,7 @@ def _first_call(layer, function, args, kwargs):
             outputs = _in_float32(layer, function, args, kwargs)
         except Exception:
             raise error from None
-        _settle(layer, error)
+        become_island(layer, error)
         return outputs
     if layer.built:
         vars(layer).setdefault(_WORKS, set()).add(_mode(kwargs))
@@ -125,7 +127,8 @@ def _restore(state):
         variable.assign(value)
 
 
-def _settle(layer, error):
+def become_island(layer, error):
+    """Have the code of ``layer``, which raised ``error``, compute in float32; warn."""
     message = private.message_of(error)
     operation = re.search(r"'(\w+)' Op|compute (\w+) as", message)
     where = _line(error)
