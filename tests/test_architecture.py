@@ -85,6 +85,7 @@ ROOMS = {
     "memory": {"numerics", "optimizer", "policies", "private", "training"},
     "bench": {
         "compare",
+        "flow",
         "fused",
         "hardware",
         "lists",

@@ -90,9 +90,10 @@ def test_6_float16_layers_train_scaled_whatever_the_policy_is_called(own, way):
     if way == "map":
         keras.config.set_dtype_policy(policy(False, "mixed_float16", ["head"]))
     dtype = "mixed_float16" if way == "layer" else None
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, dtype=dtype)])
+    dense = [keras.layers.Dense(1, dtype=dtype) for _ in range(2)]
+    model = keras.Sequential([keras.Input((4,)), *dense])
     compile_model(own, model)
-    assert model.layers[-1].compute_dtype == "float16"
+    assert model.layers[0].compute_dtype == "float16"
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
 
 

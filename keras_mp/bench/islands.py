@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_mp
-from keras_mp import lists
+from keras_mp import flow, lists
 from keras_mp.bench import steps, timing
 from keras_mp.bench.processes import alone
 from keras_mp.bench.tables import markdown, number
@@ -90,6 +90,7 @@ OTHERS = {
     "AveragePooling1D": Case(lambda: layers.AveragePooling1D(2), TOKENS),
     "AveragePooling2D": Case(lambda: layers.AveragePooling2D(2), PIXELS),
     "AveragePooling3D": Case(lambda: layers.AveragePooling3D(2), (2, 16, 28, 28, 32)),
+    "MaxPooling3D": Case(lambda: layers.MaxPooling3D(2), (2, 16, 28, 28, 32)),
     "GlobalAveragePooling1D": Case(layers.GlobalAveragePooling1D, TOKENS),
     "GlobalAveragePooling2D": Case(layers.GlobalAveragePooling2D, PIXELS),
     "GlobalAveragePooling3D": Case(layers.GlobalAveragePooling3D, (2, 16, 28, 28, 32)),
@@ -164,7 +165,8 @@ def layer_step(name: str, policy: keras.DTypePolicy | str) -> Callable[[], Any]:
     def step():
         with tf.GradientTape() as tape:
             tape.watch(x)
-            output = case.call(layer, x)
+            with flow.read_by(flow.GRAPH):  # as a part of a model
+                output = case.call(layer, x)
             targets = [output, *layer.losses]
         given = [tf.cast(upstream, output.dtype), *map(tf.ones_like, layer.losses)]
         weights = [weight.value for weight in layer.trainable_variables]
