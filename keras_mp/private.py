@@ -200,8 +200,10 @@ def summary_of(error):
     return message_of(error).splitlines()[0][:200].rstrip(".")
 
 
-_LOW_NAMES = re.compile(r"float16|\bhalf\b")
-_OTHERS = re.compile(r"float32|float64|\bfloat\b|complex|allowed values|OpKernel")
+_LOW_NAMES = re.compile(r"float16|\bhalf\b|DT_HALF|DT_BFLOAT16")
+_OTHERS = re.compile(
+    r"float32|float64|\bfloat\b|complex|allowed values|OpKernel|Unsupported"
+)
 
 
 def is_dtype_error(error):
