@@ -18,6 +18,10 @@ def test_loops_keep_what_the_backward_pass_needs():
     assert 5 * step <= (recurrent(40) - recurrent(20)) / 20 <= 10 * step
 
 
+#: For which the last layer computes in the policy's dtype.
+LOGITS = keras.losses.BinaryCrossentropy(from_logits=True)
+
+
 def test_a_skipped_steps_branch_is_part_of_the_step():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
     report = memory.memory_report(model, 8, "mixed_float16")
@@ -30,7 +34,7 @@ def test_gradients_are_told_apart():
     gradient = 512 * 512 * 4
     # In float16 it is there twice, as it was computed and as it is judged.
     for policy, copies in ("float32", 1.0), ("mixed_float16", 1.5):
-        report = memory.memory_report(model, 1, policy)
+        report = memory.memory_report(model, 1, policy, loss=LOGITS)
         assert 1.0 <= report.gradients / (copies * gradient) <= 1.1
 
 
@@ -38,7 +42,9 @@ def test_gradients_are_told_apart():
 def test_updates_write_in_place(optimizer, monkeypatch):
     monkeypatch.setattr(numerics, "LARGE", 512 * 512)  # XLA compiles RMSprop's
     model = keras.Sequential([keras.Input((512,)), layers.Dense(512, use_bias=False)])
-    report = memory.memory_report(model, 1, "mixed_float16", optimizer=optimizer)
+    report = memory.memory_report(
+        model, 1, "mixed_float16", optimizer=optimizer, loss=LOGITS
+    )
     variable = 512 * 512 * 4
     # The gradient twice, in float16 and in float32, and nothing that an update needs.
     alive = report.gradients + report.casts + report.activations
