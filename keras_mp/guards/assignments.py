@@ -62,7 +62,8 @@ def _watching(variable):
                     f"a {numerics.dtype_of(value)} value is assigned to variable "
                     f"'{variable.path}', which is float32: it was rounded"
                 )
-            return assign(value)
+            with private.variables_as_stored():
+                return assign(value)
 
         return watched_assign
 

@@ -32,9 +32,11 @@ def watch(model: keras.Model) -> None:
 
     Example:
 
+    >>> import warnings
     >>> price = keras.Input((1,), name="price")
     >>> model = keras.Sequential([price, keras.layers.Dense(1)])
-    >>> keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")  # watches it
+    >>> loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    >>> keras_mp.compile(model, "sgd", loss, policy="mixed_float16")  # watches it
     >>> one = keras.ops.ones((1, 1))
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     warnings.simplefilter("always")

@@ -142,13 +142,16 @@ def _with_results(model, left_out, shown):
 
 
 def _numbers_on_top(logs):
-    """Return the float tensors in ``logs``, by their names; of a dict only."""
+    """Return the floats in ``logs`` as tensors, by their names; of a dict only.
+
+    Keras 3.12 makes numbers of Python's of them in an eager step.
+    """
     if not isinstance(logs, dict):
         return {}
     return {
         name: ops.convert_to_tensor(value)
         for name, value in logs.items()
-        if numerics.is_float(value)
+        if numerics.is_float(value) or isinstance(value, float)
     }
 
 
