@@ -2,27 +2,50 @@
 
 import argparse
 
-from . import client, table, trial
+from . import client, render, table, trial
 
 
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m tests.clients", description="Train models of other packages."
     )
-    parser.add_argument("words", nargs="*", help="of the clients with one of these")
-    parser.add_argument("--way", help="only the ways with this in their title")
-    parser.add_argument("--write", action="store_true", help="write docs/clients.*")
+    parser.add_argument(
+        "words", nargs="*", help="train only clients or modules with these names"
+    )
+    parser.add_argument("--way", help="train only in ways with this in their title")
+    parser.add_argument(
+        "--write", action="store_true", help="write docs/clients.*; of all or of some"
+    )
     arguments = parser.parse_args()
-    for each in table.clients(arguments.words):
-        for way in [client.FLOAT32, *client.PLAIN, *client.OURS]:
-            if arguments.way and arguments.way not in way.title:
-                continue
-            result = trial.run(each, way)
-            bad = {k: v for k, v in result.outcomes.items() if v != "passed"}
-            print(
-                each.name, "|", way.title, "|", bad or "passed", "|", result.said or "",
-                flush=True,
-            )
+    if arguments.write and arguments.way:
+        parser.error("--write needs all ways: leave --way out")
+    record = {}
+    for module in table.PACKAGES:
+        for each in table.clients(module):
+            if not arguments.words or {module, each.name} & set(arguments.words):
+                record[each.name] = _of(module, each, arguments.way or "")
+                if arguments.write:
+                    render.write(record)
+
+
+def _of(module, found, words):
+    """Return the record of one client; show what did not pass."""
+    results = {}
+    for way in client.WAYS:
+        if words in way.title:
+            result = trial.run(found, way)
+            results[way.title] = {"outcomes": result.outcomes, "says": result.said}
+            _print(found, way, result)
+    return {"module": module, "kind": found.kind, "ways": results}
+
+
+def _print(found, way, result):
+    bad = {
+        check: outcome
+        for check, outcome in result.outcomes.items()
+        if outcome != "passed"
+    }
+    print(found.name, way.title, bad or "passed", *result.said, sep=" | ", flush=True)
 
 
 if __name__ == "__main__":

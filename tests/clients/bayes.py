@@ -50,7 +50,12 @@ def _samples(model):
 
 def _deep_set():
     return bf.networks.DeepSet(
-        summary_dim=4, embed_dim=16, depth=1, mlp_widths=(16,), num_heads=2, dropout=None
+        summary_dim=4,
+        embed_dim=16,
+        depth=1,
+        mlp_widths=(16,),
+        num_heads=2,
+        dropout=0.0,
     )
 
 

@@ -15,8 +15,8 @@ class Client:
         name: What the table calls it; unique.
         kind: What sort of model it is.
         build: Returns the model, built, with random weights.
-        data: Returns the arguments of ``fit``: x, and y and weights where it takes them,
-            in a tuple; or others, by name.
+        data: Returns the arguments of ``fit``: x, and y and weights where it takes
+            them, in a tuple; or others, by name.
         compile: Returns the arguments of ``compile`` but for the optimizer.
         predict: Takes the model and returns what it predicts. None for ``predict(x)``.
         generate: Takes the trained model, and raises an AssertionError if what it
@@ -82,3 +82,4 @@ PLAIN = [Way("keras", policy) for policy in POLICIES]
 OURS = [
     Way("ours", policy, how) for policy in POLICIES for how in ("set_policy", "convert")
 ]
+WAYS = [FLOAT32, *PLAIN, *OURS]

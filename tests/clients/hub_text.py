@@ -1,6 +1,5 @@
 """KerasHub: encoders, decoders, mixtures of experts, encoders with decoders."""
 
-import keras
 import keras_hub
 import numpy as np
 
@@ -10,7 +9,9 @@ from .client import Client
 models = keras_hub.models
 
 # Sizes by the names that most backbones share.
-SMALL = dict(vocabulary_size=data.VOCABULARY, num_layers=2, hidden_dim=16, intermediate_dim=32)
+SMALL = dict(
+    vocabulary_size=data.VOCABULARY, num_layers=2, hidden_dim=16, intermediate_dim=32
+)
 HEADS = dict(num_heads=2, dropout=0.0)
 GROUPED = dict(num_query_heads=4, num_key_value_heads=2)
 

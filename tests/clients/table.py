@@ -1,25 +1,44 @@
-"""All clients."""
+"""All clients, by the module that builds them."""
 
 import importlib
-import importlib.util
+import importlib.metadata
 
-MODULES = {
-    "hub_text": "keras_hub",
-    "hub_vision": "keras_hub",
-    "hub_generative": "keras_hub",
-    "tuner": "keras_tuner",
-    "recommenders": "keras_rs",
-    "kimm_": "kimm",
+# The module, and the package on PyPI that it needs.
+PACKAGES = {
+    "hub_text": "keras-hub",
+    "hub_vision": "keras-hub",
+    "hub_generative": "keras-hub",
+    "tuner": "keras-tuner",
+    "recommenders": "keras-rs",
     "bayes": "bayesflow",
-    "mdn": "keras_mdn_layer",
-    "proba": "keras_proba",
+    "k3im_": "k3im",
+    "kimm_": "kimm",
+    "mdn": "keras-mdn-layer",
+    "proba": "keras-proba",
 }
 
 
-def clients(words=()):
-    """Yield all clients of the packages that are here, or those with a word."""
-    for module, package in MODULES.items():
-        if importlib.util.find_spec(package):
-            for each in importlib.import_module(f".{module}", __package__).CLIENTS:
-                if not words or any(word in (module, each.name) for word in words):
-                    yield each
+def clients(module):
+    """Return the clients of ``module``.
+
+    Raises:
+        ModuleNotFoundError: Its package is not installed.
+    """
+    return importlib.import_module(f".{module}", __package__).CLIENTS
+
+
+def find(module, name):
+    """Return one client by its name."""
+    (found,) = (each for each in clients(module) if each.name == name)
+    return found
+
+
+def versions():
+    """Return the versions of the packages, Keras and TensorFlow."""
+    import keras
+    import tensorflow as tf
+
+    found = {"keras": keras.__version__, "tensorflow": tf.__version__}
+    for package in dict.fromkeys(PACKAGES.values()):
+        found[package] = importlib.metadata.version(package)
+    return found

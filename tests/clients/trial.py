@@ -1,7 +1,9 @@
 """One client, trained one way: what holds, and what does not."""
 
 import functools
+import gc
 import pathlib
+import re
 import tempfile
 import warnings
 from typing import NamedTuple
@@ -73,7 +75,7 @@ def _tried(client, way, expected):
             outcomes = {"train": _said(error)}
         else:
             outcomes |= dict(_checked(client, way, model))
-    said = list(dict.fromkeys(str(each.message) for each in caught))
+    said = list(dict.fromkeys(_plain(str(each.message)) for each in caught))
     return Result(outcomes, said, trained, initial)
 
 
@@ -94,17 +96,27 @@ def _checked(client, way, model):
 
 
 def _said(error):
-    first = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {first}"
+    """Return what went wrong in one line; Keras puts the layer first and colours it."""
+    lines = [line.strip() for line in _plain(str(error)).split("\n") if line.strip()]
+    wrapped = lines[1:] and lines[0].startswith("Exception encountered")
+    return f"{type(error).__name__}: {lines[1 if wrapped else 0] if lines else ''}"
+
+
+def _plain(text):
+    """Return ``text`` without colours, and without where packages lie."""
+    return re.sub(r"\x1b\[\d+m|[^\s'\"]*/site-packages/", "", text)
 
 
 def _compiled(client, way):
     """Return the client's model, built and compiled that way."""
     keras.backend.clear_session(free_memory=False)
+    gc.collect()
     keras.utils.set_random_seed(0)
     arguments = {"optimizer": keras.optimizers.SGD(0.05), **client.compile()}
     converted = way.how == "convert"
-    setter = keras_mp.set_policy if way.owner == "ours" else keras.config.set_dtype_policy
+    setter = (
+        keras_mp.set_policy if way.owner == "ours" else keras.config.set_dtype_policy
+    )
     setter("float32" if converted else way.policy)
     try:
         model = client.build()
