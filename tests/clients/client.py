@@ -23,6 +23,7 @@ class Client:
             generates does not fit what it predicts. None where it generates nothing.
         tune: Takes a function that returns the compiled model, and returns the one to
             train, as a tuner finds it. None where that is the compiled model.
+        rules: Which layers a `keras_mp.Policy` keeps in float32.
         draws: Whether a step draws random numbers. They differ between dtypes, so the
             step is only held to be finite and to change the weights.
     """
@@ -35,6 +36,7 @@ class Client:
     predict: Callable[[keras.Model], Any] | None = None
     generate: Callable[[keras.Model], None] | None = None
     tune: Callable[[Callable[[], keras.Model]], keras.Model] | None = None
+    rules: tuple = ()
     draws: bool = False
 
     def fit_arguments(self):

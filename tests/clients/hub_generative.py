@@ -1,5 +1,7 @@
 """KerasHub: encoders with decoders, audio, diffusion, mixtures of experts."""
 
+import dataclasses
+
 import keras
 import keras_hub
 import numpy as np
@@ -24,13 +26,20 @@ def _pair():
     return x, np.roll(data.ids(), -1, axis=1), data.mask().astype("float32")
 
 
-def _seq2seq(name, backbone):
+def _seq2seq(name, backbone, **options):
     return Client(
         name,
         "encoder and decoder",
         lambda: getattr(models, f"{name}Seq2SeqLM")(backbone()),
         _pair,
+        **options,
     )
+
+
+def _in_float32(client, *rules):
+    """Return ``client`` with layers in float32: what 16 bits are too few for."""
+    name = f"{client.name}, rules for float32"
+    return dataclasses.replace(client, name=name, rules=rules)
 
 
 def _of_sequences():
@@ -135,12 +144,34 @@ def _flow():
     return x, normal(4, 8)
 
 
+def _rwkv():
+    return models.RWKV7CausalLM(
+        models.RWKV7Backbone(
+            hidden_size=16,
+            head_size=8,
+            num_layers=2,
+            vocabulary_size=data.VOCABULARY,
+            intermediate_dim=32,
+            gate_lora=8,
+            mv_lora=8,
+            aaa_lora=8,
+            decay_lora=8,
+        )
+    )
+
+
+T5 = _seq2seq("T5", lambda: models.T5Backbone(**SMALL, **HEADS))
+FLUX = Client("Flux", "diffusion", _flux, _flow, _of_sequences)
+RWKV = Client("RWKV7", "recurrent", _rwkv, data.next_tokens)
+
 CLIENTS = [
     _seq2seq("Bart", lambda: models.BartBackbone(**SMALL, **HEADS)),
-    _seq2seq("T5", lambda: models.T5Backbone(**SMALL, **HEADS)),
+    T5,
+    _in_float32(T5, ".*attention"),
     Client("Whisper", "audio", _whisper, _speech, _crossentropy),
     Client("StableDiffusion3's MMDiT", "diffusion", _mmdit, _noisy, _of_sequences),
-    Client("Flux", "diffusion", _flux, _flow, _of_sequences),
+    FLUX,
+    _in_float32(FLUX, "timestep_embedding.*"),
     Client(
         "VAE",
         "generative",
@@ -170,19 +201,6 @@ CLIENTS = [
         lambda: models.GptOssBackbone(**SMALL, **GROUPED, num_experts=4),
         kind="mixture of experts",
     ),
-    decoder(
-        "RWKV7",
-        lambda: models.RWKV7Backbone(
-            hidden_size=16,
-            head_size=8,
-            num_layers=2,
-            vocabulary_size=data.VOCABULARY,
-            intermediate_dim=32,
-            gate_lora=8,
-            mv_lora=8,
-            aaa_lora=8,
-            decay_lora=8,
-        ),
-        kind="recurrent",
-    ),
+    RWKV,
+    _in_float32(RWKV, "RWKV_TIME_MIX"),
 ]

@@ -26,15 +26,13 @@ def _regression():
     return x, np.stack([x[:, 0] * 2, x[:, 1] - 1], axis=1)
 
 
-# Keras does not find it by the module that it names.
-keras.saving.get_custom_objects()["MDN"] = keras_mdn_layer.MDN
+LOSS = keras_mdn_layer.get_mixture_loss_func(OUTPUTS, MIXTURES)
+
+# Keras does not find them by the modules that they name.
+keras.saving.get_custom_objects().update(
+    {"MDN": keras_mdn_layer.MDN, LOSS.__name__: LOSS}
+)
 
 CLIENTS = [
-    Client(
-        "MDN",
-        "mixture density",
-        _network,
-        _regression,
-        lambda: {"loss": keras_mdn_layer.get_mixture_loss_func(OUTPUTS, MIXTURES)},
-    )
+    Client("MDN", "mixture density", _network, _regression, lambda: {"loss": LOSS})
 ]

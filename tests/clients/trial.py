@@ -112,22 +112,26 @@ def _compiled(client, way):
     keras.backend.clear_session(free_memory=False)
     gc.collect()
     keras.utils.set_random_seed(0)
-    arguments = {"optimizer": keras.optimizers.SGD(0.05), **client.compile()}
-    converted = way.how == "convert"
-    setter = (
-        keras_mp.set_policy if way.owner == "ours" else keras.config.set_dtype_policy
-    )
-    setter("float32" if converted else way.policy)
+    arguments = {"optimizer": keras.optimizers.SGD(0.01), **client.compile()}
+    policy = way.policy
+    if client.rules and way.owner == "ours":
+        policy = keras_mp.Policy(policy, float32=client.rules)
+    at_once = way.how == "set_policy"
     try:
+        if at_once:
+            _set_policy(way)(policy)
         model = client.build()
     finally:
         keras.config.set_dtype_policy("float32")
     if way.owner == "ours":
-        policy = way.policy if converted else None
-        keras_mp.compile(model, policy=policy, **arguments)
+        keras_mp.compile(model, policy=None if at_once else policy, **arguments)
     else:
         model.compile(**arguments)
     return model
+
+
+def _set_policy(way):
+    return keras_mp.set_policy if way.owner == "ours" else keras.config.set_dtype_policy
 
 
 def _train(client, model):
