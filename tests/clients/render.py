@@ -23,17 +23,19 @@ def read():
 
 
 def write(found):
-    """Write the records of the clients ``found``; keep those of the others."""
-    known = read()["clients"] if RECORD.exists() else {}
-    merged = known | found
-    clients = {
-        each: merged[each]
-        for module in table.PACKAGES
-        for each in merged
-        if merged[each]["module"] == module
-    }
+    """Write the records of the clients ``found``; keep what they do not have."""
+    clients = read()["clients"] if RECORD.exists() else {}
+    for name, entry in found.items():
+        ways = clients.get(name, entry)["ways"] | entry["ways"]
+        clients[name] = {**entry, "ways": ways}
+    order = list(table.PACKAGES)
     # A line for each way of a client, so that a change shows what changed.
-    lines = [f"{json.dumps(name)}: {_lines(each)}" for name, each in clients.items()]
+    lines = [
+        f"{json.dumps(name)}: {_lines(each)}"
+        for name, each in sorted(
+            clients.items(), key=lambda item: order.index(item[1]["module"])
+        )
+    ]
     versions = json.dumps(table.versions())
     body = ",\n".join(lines)
     RECORD.write_text(f'{{"versions": {versions}, "clients": {{\n{body}\n}}}}\n')
