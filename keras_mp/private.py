@@ -183,11 +183,6 @@ def values_of(variables):
     return [tf.convert_to_tensor(variable.value) for variable in variables]
 
 
-def leaves(structure):
-    """Return the leaves of a nested ``structure``, as a list."""
-    return keras.tree.flatten(structure)
-
-
 def message_of(error):
     """Return what ``error`` says, without the arguments that Keras adds to it."""
     message = str(error).split("Arguments received by")[0]

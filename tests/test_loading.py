@@ -3,39 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from reference.stateful import POISON, X, Y, assert_same_state, stateful_model
 
 import keras_mp
 from keras_mp import loading, scaling
-
-X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
-Y = (X[:, 0] > 0).astype("int32")
-POISON = X.copy()
-POISON[8:16] = 1e30  # beyond float16: of batches of 8, the second overflows
-
-
-def stateful_model():
-    """Return a model with every kind of state a forward pass changes."""
-    return keras.Sequential(
-        [
-            keras.Input((4,)),
-            keras.layers.Dense(8),
-            keras.layers.BatchNormalization(),
-            keras.layers.Dropout(0.25),
-            keras.layers.Dense(1, activation="sigmoid", dtype="float32"),
-        ]
-    )
-
-
-def state(model):
-    """Return every variable of the model and its metrics, in order."""
-    variables = model.variables + model.metrics_variables
-    return {f"{i} {v.name}": v.numpy().copy() for i, v in enumerate(variables)}
-
-
-def assert_same_state(left, right):
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        np.testing.assert_array_equal(value, right[name], err_msg=name)
 
 
 @pytest.mark.parametrize("loaded_under", ["float32", "mixed_bfloat16"])

@@ -105,7 +105,7 @@ def guard_flow(layer):
     elif private.sublayers(layer):
         own.guard_wrapper(layer)
     if isinstance(layer, keras.Model):
-        model_steps.guard_steps_of_keras(layer)
+        model_steps.guard_steps(layer, of_keras_only=True)
 
 
 def guard_own(layer, strict):

@@ -61,7 +61,7 @@ def _kept(layer, call):
         if dtype_around(layer) is None:
             return call(*args, **kwargs)
         reads = takes_raw_data(layer)
-        raw = reads and not any(map(flow.is_low, private.leaves((args, kwargs))))
+        raw = reads and not any(map(flow.is_low, keras.tree.flatten((args, kwargs))))
         arguments = flow.unrounded((args, kwargs)) if reads else (args, kwargs)
         args, kwargs = numerics.cast_floats(arguments, "float32")
         return handed_on(layer, call(*args, **kwargs), raw)
@@ -105,6 +105,6 @@ def _follows(layer, call):
 
 def _widest(dtype, *arguments):
     """Return the widest dtype of floats in ``arguments``; without any, ``dtype``."""
-    leaves = filter(numerics.is_float, private.leaves(arguments))
+    leaves = filter(numerics.is_float, keras.tree.flatten(arguments))
     dtypes = {numerics.dtype_of(leaf) for leaf in leaves} or {dtype}
     return keras.backend.result_type(*dtypes)

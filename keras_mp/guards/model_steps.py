@@ -17,16 +17,15 @@ _STEPS = ("train_step", "test_step", "predict_step")
 _NARROW = "_keras_mp_narrow_steps"
 
 
-def guard_steps(model):
-    """Have models hand float32 to every step of ``model``, those of its own as well."""
-    for name in _STEPS:
-        wrap_once(model, name, name, functools.partial(_step, model, name))
+def guard_steps(model, of_keras_only=False):
+    """Have models hand float32 to the steps of ``model``.
 
-
-def guard_steps_of_keras(model):
-    """Have models hand float32 to those steps of ``model`` that are Keras's code."""
+    Args:
+        model: A Keras model.
+        of_keras_only: Whether to leave out steps that are code of the user's own.
+    """
     for name in _STEPS:
-        if private.is_code_of_keras(getattr(type(model), name)):
+        if private.is_code_of_keras(getattr(type(model), name)) or not of_keras_only:
             wrap_once(model, name, name, functools.partial(_step, model, name))
 
 

@@ -40,7 +40,9 @@ def _guarded(operation, call):
     @functools.wraps(call)
     def guarded(*args, **kwargs):
         floats = [
-            leaf for leaf in private.leaves((args, kwargs)) if numerics.is_float(leaf)
+            leaf
+            for leaf in keras.tree.flatten((args, kwargs))
+            if numerics.is_float(leaf)
         ]
         dtypes = {flow.dtype_in_keras(leaf) for leaf in floats}
         dtype = keras.backend.result_type(*dtypes) if dtypes else None
@@ -59,7 +61,7 @@ def _guarded(operation, call):
         outputs = call(*args, **kwargs)
         if any(outputs is leaf for leaf in floats):  # nothing is computed
             return outputs
-        if any(map(flow.is_low, private.leaves(outputs))):
+        if any(map(flow.is_low, keras.tree.flatten(outputs))):
             return _remembering(outputs, exact)
         return flow.hand_on(outputs, dtype)
 
