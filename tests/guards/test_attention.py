@@ -14,7 +14,16 @@ VALUE = RNG.normal(size=(2, 7, 16)).astype("float32")
 MASK = RNG.uniform(size=(2, 5, 7)) < 0.7
 MASK[0, 0] = False  # a query that may look at nothing
 
+
+class Cached(layers.MultiHeadAttention):
+    """Adds an argument and no computation, as KerasHub's attention with a cache."""
+
+    def call(self, *args, cache=None, **kwargs):
+        return super().call(*args, **kwargs)
+
+
 LAYERS = {
+    "subclass": lambda: Cached(2, 8),
     "multi_head": lambda: layers.MultiHeadAttention(2, 8),
     "multi_head_dropout": lambda: layers.MultiHeadAttention(2, 8, dropout=0.3),
     "grouped": lambda: layers.GroupQueryAttention(8, 4, 2),
