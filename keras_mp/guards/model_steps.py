@@ -14,7 +14,7 @@ from keras_mp.guards import own_islands
 from keras_mp.guards.wrapping import is_wrapped, wrap_once
 
 _STEPS = ("train_step", "test_step", "predict_step")
-_NARROW = "_keras_mp_narrow_steps"
+_READER = "_keras_mp_reader_in_steps"
 
 
 def guard_steps(model, of_keras_only=False):
@@ -37,19 +37,25 @@ def are_guarded(model):
 
 def are_narrow(model):
     """Return whether the steps of ``model`` get the dtypes that Keras would give."""
-    return vars(model).get(_NARROW, False)
+    return _reader(model) is None
+
+
+def _reader(model):
+    return vars(model).get(_READER, flow.STEP)
 
 
 def fall_back(model):
-    """Have steps of ``model`` that fail on float32 get what Keras would give them.
+    """Have steps of ``model`` that fail on float32 from models try two other ways.
 
-    A step of the user's own may multiply what a model returns with a float16 tensor.
+    A step of the user's own may multiply what a single layer returns with a float32
+    tensor: then all layers hand it float32. Or what a model returns with a float16
+    tensor: then it gets what Keras would give it.
     """
     private.run_steps_with(model, functools.partial(_falling_back, model), "narrow")
 
 
 def _falling_back(model, make):
-    """Return what ``make()`` does, to run steps on an iterator, tried in two ways."""
+    """Return what ``make()`` does, to run steps on an iterator, tried in three ways."""
     function = make()
 
     def execute(iterator):
@@ -63,20 +69,30 @@ def _falling_back(model, make):
                 own_islands.become_island(layer, error)
                 function = make()
                 return execute(again())
-            if are_narrow(model) or not private.is_dtype_error(error):
+            if _reader(model) != flow.STEP or not private.is_dtype_error(error):
                 raise
             # A function that failed as it was traced is of no use.
-            function, vars(model)[_NARROW] = make(), True
-            try:
-                logs = function(again())
-            except Exception:
-                vars(model)[_NARROW] = False
-                raise
-            message = _MESSAGE.format(model.name, private.summary_of(error))
-            warnings.warn(message, stacklevel=2)
+            function, logs = _in_another_way(model, make, again, error)
             return logs
 
     return execute
+
+
+def _in_another_way(model, make, again, error):
+    """Return a function that runs steps, and the logs of the first; else raise."""
+    own_islands.hand_on_inside(model)
+    for reader, message in _MESSAGES.items():
+        function, vars(model)[_READER] = make(), reader
+        try:
+            logs = function(again())
+        except Exception as another:
+            vars(model)[_READER] = flow.STEP
+            if not private.is_dtype_error(another) or reader is None:
+                raise
+        else:
+            message = message.format(model.name, private.summary_of(error))
+            warnings.warn(message, stacklevel=3)
+            return function, logs
 
 
 def _again(model, iterator):
@@ -93,19 +109,25 @@ def _again(model, iterator):
     return lambda: iter(batches)
 
 
-_MESSAGE = (
-    "A step of model '{}' fails on the float32 that keras_mp has models return to it: "
-    "{}. Models return 16 bits from now on, as with Keras alone, so that losses and "
-    "metrics which the step computes itself are rounded. To avoid that, cast what it "
-    "mixes to the dtype of the model's output, not to `compute_dtype`."
-)
+_MESSAGES = {
+    flow.ISLAND: (
+        "A step of model '{}' mixes dtypes: {}. All layers hand float32 to the code of "
+        "its step from now on; inside they still compute in 16 bits. To avoid that, "
+        "cast what it mixes to float32."
+    ),
+    None: (
+        "A step of model '{}' fails on the float32 that keras_mp has models return to "
+        "it: {}. Models return 16 bits from now on, as with Keras alone, so that "
+        "losses and metrics which the step computes itself are rounded. To avoid that, "
+        "cast what it mixes to the dtype of the model's output, not to `compute_dtype`."
+    ),
+}
 
 
 def _step(model, name, step):
     @functools.wraps(step)
     def in_float32(*args, **kwargs):
-        reader = None if are_narrow(model) else flow.STEP
-        with flow.read_by(reader):
+        with flow.read_by(_reader(model)):
             outputs = step(*args, **kwargs)
         return flow.widened(outputs) if name == "predict_step" else outputs
 

@@ -17,16 +17,26 @@ from keras_mp import flow, private
 from keras_mp.guards import assignments
 from keras_mp.guards.wrapping import wrap_once
 
-_REASON, _WORKS, _STRICT = (
-    "_keras_mp_island",
+_REASONS, _WORKS, _STRICT = (
+    "_keras_mp_islands",
     "_keras_mp_works",
     "_keras_mp_strict",
 )
 
+# Code may do something else for each set of switches, as `training`; this is for all.
+_ANY = None
+
 
 def reason(layer):
-    """Return why the code of ``layer`` computes in float32, or None if it does not."""
-    return vars(layer).get(_REASON)
+    """Return why the code of ``layer`` computes in float32, or None if it does not.
+
+    Code that fails in 16 bits as it trains may go on to predict in them.
+    """
+    return next(iter(_reasons(layer).values()), None)
+
+
+def _reasons(layer):
+    return vars(layer).get(_REASONS, {})
 
 
 def set_strict(layer, strict):
@@ -47,18 +57,19 @@ def call(layer, function, args, kwargs):
             float32 too.
     """
     low = layer.compute_dtype in private.LOW_PRECISION
+    switches = _switches(args, kwargs)
     if low and private.is_foreign(layer) and not reason(layer):
         become_island(layer, TypeError("a SavedModel has dtypes of its own"))
-    if low and reason(layer):
+    if low and _reasons(layer).keys() & {switches, _ANY}:
         return _in_float32(layer, function, args, kwargs)
-    works = _mode(kwargs) in vars(layer).get(_WORKS, ())
+    works = switches in vars(layer).get(_WORKS, ())
     if not low or works or vars(layer).get(_STRICT):
         with flow.read_by(flow.CODE):
             return function(*args, **kwargs)
-    return _first_call(layer, function, args, kwargs)
+    return _first_call(layer, switches, function, args, kwargs)
 
 
-def _first_call(layer, function, args, kwargs):
+def _first_call(layer, switches, function, args, kwargs):
     before = _state(layer)
     try:
         with flow.read_by(flow.CODE), assignments.watched(layer):
@@ -71,22 +82,21 @@ def _first_call(layer, function, args, kwargs):
             outputs = _in_float32(layer, function, args, kwargs)
         except Exception:
             raise error from None
-        become_island(layer, error)
+        become_island(layer, error, switches)
         return outputs
     if layer.built:
-        vars(layer).setdefault(_WORKS, set()).add(_mode(kwargs))
+        vars(layer).setdefault(_WORKS, set()).add(switches)
     return outputs
 
 
-def _mode(kwargs):
-    """Return whether a call trains; code may do something else then."""
-    training = kwargs.get("training")
-    return training if isinstance(training, bool) else None
+def _switches(args, kwargs):
+    """Return the arguments that are no numbers but say what to do."""
+    named = [*enumerate(args), *kwargs.items()]
+    return frozenset(each for each in named if isinstance(each[1], bool | str))
 
 
 def _in_float32(layer, function, args, kwargs):
-    for inner in private.walk(layer)[1:]:
-        wrap_once(inner, "call", "in island", _handing_on)
+    hand_on_inside(layer)
     args, kwargs = flow.widened((args, kwargs))
     own_dtype = private.policy_as(layer, keras.DTypePolicy("float32"))
     dtype = layer.compute_dtype
@@ -97,6 +107,12 @@ def _in_float32(layer, function, args, kwargs):
     ):
         outputs = function(*args, **kwargs)
     return flow.rounded(outputs, dtype)
+
+
+def hand_on_inside(layer):
+    """Have the layers inside ``layer`` hand float32 to code that computes in it."""
+    for inner in private.walk(layer)[1:]:
+        wrap_once(inner, "call", "in island", _handing_on)
 
 
 def _handing_on(inner_call):
@@ -128,8 +144,9 @@ def _restore(state):
             variable.assign(value)
 
 
-def become_island(layer, error):
+def become_island(layer, error, switches=_ANY):
     """Have the code of ``layer``, which raised ``error``, compute in float32; warn."""
+    known = reason(layer) is not None
     message = private.message_of(error)
     operation = re.search(r"'(\w+)' Op|compute (\w+) as", message)
     where = _line(error)
@@ -139,7 +156,10 @@ def become_island(layer, error):
             *([f"at {where}"] if where else []),
         ]
     )
-    vars(layer)[_REASON] = f"its code mixes dtypes {found}".strip()
+    because = f"its code mixes dtypes {found}".strip()
+    vars(layer).setdefault(_REASONS, {})[switches] = because
+    if known:
+        return
     warnings.warn(
         f"Layer '{layer.name}' ({type(layer).__name__}) failed in "
         f"{layer.compute_dtype} {found}: {private.summary_of(error)}. Its code "

@@ -45,6 +45,20 @@ class Narrow(Base):
         return tf.cast(tf.reduce_mean(predicted * weights), "float32")
 
 
+class Wide(Base):
+    """Multiplies what a single layer returns with a float32 tensor."""
+
+    def __init__(self):
+        keras.Model.__init__(self)
+        self.seen = []
+        self.first, self.second = layers.Dense(4), layers.Dense(1)
+        self.first.build((None, 4))
+        self.second.build((None, 4))
+
+    def loss_of(self, y, predicted):
+        return tf.reduce_mean(predicted * tf.ones_like(y))
+
+
 def made(cls, **options):
     with policy_scope("mixed_float16"):
         model = cls()
@@ -65,6 +79,17 @@ def test_a_step_that_needs_16_bits_gets_them_and_says_so(options):
         model.fit(X, Y, verbose=0)
     assert model.seen[-1] == "float16"
     assert not guards.are_steps_guarded(model)
+    model.fit(X, Y, verbose=0)  # and warns no more
+
+
+@pytest.mark.parametrize("options", [{}, {"run_eagerly": True}])
+def test_a_step_that_mixes_dtypes_gets_float32_of_all_layers(options):
+    model = made(Wide, **options)
+    with pytest.warns(UserWarning, match="All layers hand float32"):
+        model.fit(X, Y, verbose=0)
+    assert model.seen[-1] == "float32"
+    assert model.first.compute_dtype == "float16"
+    assert guards.are_steps_guarded(model)
     model.fit(X, Y, verbose=0)  # and warns no more
 
 

@@ -123,6 +123,24 @@ def test_other_errors_are_raised_as_they_are():
     assert not guards.island_reason(broken) and not guards.island_reason(mixing)
 
 
+@pytest.mark.parametrize("on, off", [(True, False), ("training", "inference")])
+def test_code_that_fails_only_as_it_trains_predicts_in_16_bits(on, off):
+    class Balanced(layers.Layer):
+        def call(self, x, training=None, stage=None):
+            self.seen = x.dtype
+            trains = on in (training, stage)
+            return x * tf.ones(tf.shape(x)) if trains else 2 * x
+
+    name = "training" if on is True else "stage"
+    with policy_scope("mixed_float16"):
+        layer = Balanced()
+    with pytest.warns(UserWarning, match="float32 island"):
+        layer(X, **{name: on})
+    assert layer.seen == tf.float32
+    layer(X, **{name: off})
+    assert layer.seen == tf.float16  # as in a loaded layer, which never trained
+
+
 def test_layers_that_work_are_left_alone():
     class Fine(layers.Layer):
         def call(self, x):
