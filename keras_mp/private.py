@@ -197,7 +197,7 @@ def summary_of(error):
 
 _LOW_NAMES = re.compile(r"float16|\bhalf\b|DT_HALF|DT_BFLOAT16")
 _OTHERS = re.compile(
-    r"float32|float64|\bfloat\b|complex|allowed values|OpKernel|Unsupported"
+    r"float32|float64|\bfloat\b|complex|allowed values|OpKernel|Unsupported|not inexact"
 )
 
 
@@ -794,6 +794,15 @@ def add_to(variables, changes):
         tf.raw_ops.AssignAddVariableOp(resource=variable.handle, value=change)
 
 
+def is_only_on_cpus():
+    """Return whether TensorFlow computes, and has nothing but CPUs."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.config.list_logical_devices("GPU")
+
+
 def cond(condition, if_true, if_false):
     """Do what `keras.ops.cond` does, in one node however many tensors enter it.
 
@@ -806,12 +815,10 @@ def cond(condition, if_true, if_false):
     An If is done on one device. So this is not for branches that reach several, and
     where there is a GPU, to whose variables some on the CPU come, it is Keras's own.
     """
-    if keras.backend.backend() != "tensorflow":
+    if not is_only_on_cpus():
         return keras.ops.cond(condition, if_true, if_false)
     import tensorflow as tf
 
-    if tf.config.list_logical_devices("GPU"):
-        return keras.ops.cond(condition, if_true, if_false)
     executor = tf.experimental.function_executor_type
 
     def usual(branch):

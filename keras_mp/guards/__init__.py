@@ -16,6 +16,7 @@ from keras_mp import lists, private
 from keras_mp.guards import (
     activations,
     attention,
+    biases,
     containers,
     functions,
     kept,
@@ -75,6 +76,8 @@ def guard(layer, strict=False):
         layer: A layer that computes in low precision.
         strict: Whether errors about dtypes in code of the user's own are to be raised.
     """
+    if products.is_product(layer):
+        biases.guard(layer)  # first, so that it gets the activation that others guard
     for one in GUARDS.values():
         if one.is_needed(layer):
             one.put(layer)
