@@ -36,14 +36,19 @@ class Workload:
     loss: str = "mse"
 
 
+def _regression(width):
+    """Return a head in float32, as keras_mp has it, so that all compute the same."""
+    return layers.Dense(width, dtype="float32")
+
+
 def _small_dense():
     body = [layers.Dense(32, activation="relu") for _ in range(149)]
-    return keras.Sequential([keras.Input((32,)), *body, layers.Dense(32)])
+    return keras.Sequential([keras.Input((32,)), *body, _regression(32)])
 
 
 def _wide_dense(width=2048):
     body = [layers.Dense(width, activation="relu") for _ in range(3)]
-    return keras.Sequential([keras.Input((width,)), *body, layers.Dense(width)])
+    return keras.Sequential([keras.Input((width,)), *body, _regression(width)])
 
 
 def _embedding(table=500_000):
@@ -52,7 +57,7 @@ def _embedding(table=500_000):
             keras.Input((32,), dtype="int32"),
             layers.Embedding(table, 64),
             layers.GlobalAveragePooling1D(),
-            layers.Dense(1),
+            _regression(1),
         ]
     )
 
