@@ -34,7 +34,12 @@ def _of(module, found, ways):
         result = trial.run(found, way)
         results[way.title] = {"outcomes": result.outcomes, "says": result.said}
         _print(found, way, result)
-    return {"module": module, "kind": found.kind, "ways": results}
+    return {
+        "module": module,
+        "kind": found.kind,
+        "faults": found.faults,
+        "ways": results,
+    }
 
 
 def _print(found, way, result):

@@ -26,6 +26,10 @@ class Client:
         rules: Which layers a `keras_mp.Policy` keeps in float32.
         draws: Whether a step draws random numbers. They differ between dtypes, so the
             step is only held to be finite and to change the weights.
+        merges: Whether saving adds weights to others, as Keras does with LoRA's, so
+            that predictions of the loaded model are rounded otherwise.
+        faults: Which checks fail under keras_mp too, by name, and why, where that is
+            not for keras_mp to mend.
     """
 
     name: str
@@ -38,6 +42,8 @@ class Client:
     tune: Callable[[Callable[[], keras.Model]], keras.Model] | None = None
     rules: tuple = ()
     draws: bool = False
+    merges: bool = False
+    faults: dict = dataclasses.field(default_factory=dict, compare=False)
 
     def fit_arguments(self):
         """Return all arguments of a ``fit`` that takes one step."""

@@ -39,7 +39,7 @@ def _seq2seq(name, backbone, **options):
 def _in_float32(client, *rules):
     """Return ``client`` with layers in float32: what 16 bits are too few for."""
     name = f"{client.name}, rules for float32"
-    return dataclasses.replace(client, name=name, rules=rules)
+    return dataclasses.replace(client, name=name, rules=rules, faults={})
 
 
 def _of_sequences():
@@ -160,9 +160,36 @@ def _rwkv():
     )
 
 
-T5 = _seq2seq("T5", lambda: models.T5Backbone(**SMALL, **HEADS))
-FLUX = Client("Flux", "diffusion", _flux, _flow, _of_sequences)
-RWKV = Client("RWKV7", "recurrent", _rwkv, data.next_tokens)
+T5 = _seq2seq(
+    "T5",
+    lambda: models.T5Backbone(**SMALL, **HEADS),
+    faults={
+        "train": "It adds -1e9 to hide tokens, which is infinite in float16. keras_mp "
+        "says that every step is skipped, and what to do: the rule below."
+    },
+)
+FLUX = Client(
+    "Flux",
+    "diffusion",
+    _flux,
+    _flow,
+    _of_sequences,
+    faults={
+        "train": "It multiplies time steps by 1,000 before it takes their sine, more "
+        "than 16 bits tell apart. The rule below keeps that in float32."
+    },
+)
+RWKV = Client(
+    "RWKV7",
+    "recurrent",
+    _rwkv,
+    data.next_tokens,
+    faults={
+        "train": "It hides tokens by -1e9 and divides by norms of at least 1e-12, "
+        "which float16 does not have. keras_mp says that every step is skipped, and "
+        "what to do: the rule below."
+    },
+)
 
 CLIENTS = [
     _seq2seq("Bart", lambda: models.BartBackbone(**SMALL, **HEADS)),

@@ -59,7 +59,13 @@ def decoder(name, backbone, kind="decoder", lora=False):
     title = f"{name}, LoRA" if lora else name
     arguments = {"sampler": "greedy"}
     return Client(
-        title, kind, build, data.next_tokens, lambda: dict(arguments), generate=_greedy
+        title,
+        kind,
+        build,
+        data.next_tokens,
+        lambda: dict(arguments),
+        generate=_greedy,
+        merges=lora,
     )
 
 

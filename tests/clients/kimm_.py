@@ -2,12 +2,15 @@
 
 import keras
 import kimm
+import numpy as np
 
 from . import data
 from .client import Client
 
+# Of four images of 32 x 32, the last normalizations would see four numbers each.
+SIZE, ROWS = 64, 16
 OPTIONS = dict(
-    input_shape=(32, 32, 3),
+    input_shape=(SIZE, SIZE, 3),
     include_preprocessing=False,
     classes=data.CLASSES,
     weights=None,
@@ -24,12 +27,17 @@ NETWORKS = [
 keras.saving.get_custom_objects().update({each.__name__: each for each in NETWORKS})
 
 
+def _photos():
+    x = data.rng().uniform(-1, 1, (ROWS, SIZE, SIZE, 3)).astype("float32")
+    return x, np.arange(ROWS) % data.CLASSES
+
+
 def _of(network):
     return Client(
         network.__name__,
         "vision",
         lambda: network(**OPTIONS),
-        lambda: (data.images(), data.labels()),
+        _photos,
         lambda: {
             "loss": "sparse_categorical_crossentropy",
             "metrics": ["accuracy"],

@@ -1,7 +1,7 @@
 """The table: ``docs/clients.json``, and what is made of it for people.
 
-The record has, for each client, its module and kind, and for each way the outcome of
-each check and the warnings that float32 does not give.
+The record has, for each client, its module, kind and faults, and for each way the
+outcome of each check and the warnings that float32 does not give.
 """
 
 import collections
@@ -47,8 +47,8 @@ def _lines(entry):
         f"    {json.dumps(title)}: {json.dumps(result, ensure_ascii=False)}"
         for title, result in entry["ways"].items()
     )
-    module, kind = json.dumps(entry["module"]), json.dumps(entry["kind"])
-    return f'{{"module": {module}, "kind": {kind}, "ways": {{\n{ways}}}}}'
+    about = {name: each for name, each in entry.items() if name != "ways"}
+    return f'{json.dumps(about)[:-1]}, "ways": {{\n{ways}}}}}'
 
 
 def failed(entry, title):
@@ -75,9 +75,12 @@ def page(record):
         "what it predicts. ✓ passes all that float32 passes; other entries name what "
         "does not. `set_policy`: the model is built under "
         "`keras_mp.set_policy`; `convert`: it is built in float32 and put under the "
-        "policy by `keras_mp.compile(..., policy=...)`.",
+        "policy by `keras_mp.compile(..., policy=...)`. Dropout is off, since dtypes "
+        "draw other numbers.",
         summary(record),
         _table(record),
+        "## What keras_mp does not mend",
+        _faults(record),
         "## Why",
         *_section("keras_mp", client.OURS, record),
         *_section("Keras", client.PLAIN, record),
@@ -114,6 +117,15 @@ def _table(record):
         package = table.PACKAGES[entry["module"]]
         rows.append(_row(package, name, entry["kind"], *signs))
     return "\n".join(rows)
+
+
+def _faults(record):
+    """Return why clients are allowed to fail a check."""
+    return "\n".join(
+        f"- {name}, {check}: {reason}"
+        for name, entry in record["clients"].items()
+        for check, reason in entry["faults"].items()
+    )
 
 
 def _section(title, ways, record):

@@ -22,8 +22,12 @@ SKIPS = 15
 # How far a loss and the change of all weights may be from float32's, relatively. One
 # rounding is 2**-11 in float16 and 2**-8 in bfloat16; a gradient goes through some tens
 # of them, and the small models here have few terms to average over.
-LOSS = {"float32": 1e-6, "mixed_float16": 2**-7, "mixed_bfloat16": 2**-4}
-CHANGE = {"float32": 1e-6, "mixed_float16": 2**-4, "mixed_bfloat16": 2**-1}
+LOSS = {"mixed_float16": 2**-7, "mixed_bfloat16": 2**-4}
+CHANGE = {"mixed_float16": 2**-4, "mixed_bfloat16": 2**-1}
+# A model whose float32 steps move further when nothing but its first weights are
+# rounded once may move as far as some roundings of that size, one a layer, take it; but
+# steps that are off by their own length show nothing.
+ROUNDINGS, WHOLE = 8, 1.0
 
 CHECKS = "train", "save", "lint", "generate"
 
@@ -50,6 +54,25 @@ def in_float32(client):
     return _tried(client, FLOAT32, None)
 
 
+@functools.lru_cache(maxsize=2)
+def allowed(client, policy):
+    """Return how far losses and updates may be from float32's in 16-bit ``policy``."""
+    expected = in_float32(client)
+    model = _made(client, FLOAT32)
+    dtype = keras.DTypePolicy(policy).compute_dtype
+    model.set_weights([_through(dtype, each) for each in expected.initial])
+    off = _difference(_train(client, model), expected.trained)
+    limits = np.maximum([LOSS[policy], CHANGE[policy]], np.multiply(ROUNDINGS, off))
+    return np.minimum(limits, WHOLE)
+
+
+def _through(dtype, weight):
+    """Return a float ``weight`` rounded to ``dtype`` and back."""
+    if weight.dtype.kind != "f":
+        return weight
+    return np.array(keras.ops.cast(keras.ops.cast(weight, dtype), weight.dtype))
+
+
 def run(client, way):
     """Return the result of ``client`` in ``way``, with the warnings that are new."""
     expected = in_float32(client)
@@ -63,13 +86,12 @@ def _tried(client, way, expected):
         warnings.simplefilter("always")
         model, trained, initial = None, None, None
         try:
-            compiled = functools.partial(_compiled, client, way)
-            model = client.tune(compiled) if client.tune else compiled()
+            model = _made(client, way)
             if expected:
                 model.set_weights(expected.initial)
             initial = model.get_weights()
             trained = _train(client, model)
-            _judge(client, way, trained, expected.trained if expected else trained)
+            _judge(client, way, trained, expected and expected.trained)
             outcomes = {"train": "passed"}
         except Exception as error:
             outcomes = {"train": _said(error)}
@@ -107,6 +129,11 @@ def _plain(text):
     return re.sub(r"\x1b\[\d+m|[^\s'\"]*/site-packages/", "", text)
 
 
+def _made(client, way):
+    compiled = functools.partial(_compiled, client, way)
+    return client.tune(compiled) if client.tune else compiled()
+
+
 def _compiled(client, way):
     """Return the client's model, built and compiled that way."""
     keras.backend.clear_session(free_memory=False)
@@ -120,13 +147,21 @@ def _compiled(client, way):
     try:
         if at_once:
             _set_policy(way)(policy)
-        model = client.build()
+        model = _without_dropout(client.build())
     finally:
         keras.config.set_dtype_policy("float32")
     if way.owner == "ours":
         keras_mp.compile(model, policy=None if at_once else policy, **arguments)
     else:
         model.compile(**arguments)
+    return model
+
+
+def _without_dropout(model):
+    """Return ``model`` with layers that drop nothing: dtypes draw other numbers."""
+    for layer in model._flatten_layers():
+        if "rate" in vars(layer):
+            layer.rate = 0.0
     return model
 
 
@@ -156,16 +191,24 @@ def _trainable(model):
 
 def _judge(client, way, trained, expected):
     """Raise an AssertionError if ``trained`` differs by more than rounding."""
-    (losses, change), (right_losses, right_change) = trained, expected
+    losses, change = trained
     assert len(losses) == STEPS, f"{len(losses)} of {STEPS + SKIPS} steps were applied"
     assert np.isfinite(losses).all(), f"losses are {losses}"
     assert np.isfinite(change).all(), "weights are not finite"
-    if client.draws:
+    if client.draws or expected is None:
         return
-    off = np.max(np.abs(np.subtract(losses, right_losses)) / np.abs(right_losses))
-    assert off < LOSS[way.policy], f"losses are off by {off:.1%}: {losses}"
-    off = np.linalg.norm(change - right_change) / np.linalg.norm(right_change)
-    assert off < CHANGE[way.policy], f"updates are off by {off:.1%}"
+    loss_off, update_off = _difference(trained, expected)
+    loss_limit, update_limit = allowed(client, way.policy)
+    assert loss_off < loss_limit, f"losses are off by {loss_off:.1%}: {losses}"
+    assert update_off < update_limit, f"updates are off by {update_off:.1%}"
+
+
+def _difference(trained, expected):
+    """Return how far losses and updates are from those expected, relatively."""
+    (losses, change), (right_losses, right_change) = trained, expected
+    of_losses = np.abs(np.subtract(losses, right_losses)) / np.abs(right_losses)
+    of_change = np.linalg.norm(change - right_change) / np.linalg.norm(right_change)
+    return np.max(of_losses), of_change
 
 
 def _save(client, way, model):
@@ -181,7 +224,8 @@ def _save(client, way, model):
         assert right.dtype == each.dtype, f"{right.dtype} was loaded as {each.dtype}"
         off = np.abs(right.astype(float) - each.astype(float)).max()
         same = np.array_equal(right, each, equal_nan=right.dtype.kind == "f")
-        assert same, f"predictions are off by {off:.2g}"
+        near = client.merges and off < LOSS[way.policy] * np.abs(right).max()
+        assert same or near, f"predictions are off by {off:.2g}"
 
 
 def _generate(client, way, model):
