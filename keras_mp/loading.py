@@ -38,7 +38,8 @@ def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:
 
     >>> model = keras_mp.load_model("model.keras")
     """
-    with _saved_policy(path, kwargs.get("custom_objects")):
+    objects = kwargs.get("custom_objects")
+    with _saved_policy(path, objects), policies.own_code_guarded():
         model = keras.saving.load_model(path, **kwargs)
     training.make_safe(model)
     if type(getattr(model, "optimizer", None)) is keras.optimizers.LossScaleOptimizer:

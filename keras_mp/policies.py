@@ -448,6 +448,9 @@ def obey(layer, policy):
 def _choose(layer, policy, path, attribute):
     """Return what ``layer`` gets that is given ``policy`` as ``attribute``."""
     if not isinstance(policy, Policy):
+        low = policy.compute_dtype in private.LOW_PRECISION
+        if _loading and low and private.has_own_call(layer):
+            guards.guard_own(layer, strict=False)
         return policy
     obey(layer, policy)
     chosen = policy.for_layer(layer, path)
@@ -463,6 +466,24 @@ def _choose(layer, policy, path, attribute):
         # Its code may run, to build it, before it is built.
         guards.guard_own(layer, policy.strict)
     return chosen
+
+
+@contextlib.contextmanager
+def own_code_guarded() -> Iterator[None]:
+    """Guard code of the user's own under any policy in 16 bits, as a file is loaded.
+
+    A policy without rules is saved as one of Keras's, and the graph of a model is made
+    anew, which runs all code in it, before anything is known of the model.
+    """
+    _watch_layers()
+    _loading.append(True)
+    try:
+        yield
+    finally:
+        _loading.pop()
+
+
+_loading = []
 
 
 def _attached(layer, sublayer):

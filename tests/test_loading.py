@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from reference.stateful import POISON, X, Y, assert_same_state, stateful_model
 
 import keras_mp
@@ -45,6 +46,34 @@ def test_loaded_model_is_protected(tmp_path):
     assert loaded.optimizer.stats()["skipped"] == skipped + 1
     after = {variable.path: variable.numpy() for variable in loaded.variables}
     assert_same_state(before, after)
+
+
+@keras.saving.register_keras_serializable("test_loading")
+class Mixing(keras.layers.Layer):
+    """Its ones are in float32."""
+
+    def call(self, x):
+        return x * tf.ones(tf.shape(x))
+
+
+@pytest.mark.parametrize("rules", [[], ["dense"]])
+@pytest.mark.parametrize("way", ["set_policy", "convert"])
+def test_code_that_fails_in_16_bits_can_be_loaded(way, rules, tmp_path):
+    policy = keras_mp.Policy("mixed_float16", float32=rules)
+    with (
+        keras_mp.policy_scope(policy if way == "set_policy" else "float32"),
+        pytest.warns(UserWarning, match="float32 island"),
+    ):
+        inputs = keras.Input((4,))
+        head = keras.layers.Dense(1, "sigmoid", name="dense")
+        model = keras.Model(inputs, head(Mixing()(inputs)))
+        keras_mp.compile(model, "adam", "binary_crossentropy", policy=policy)
+        model.fit(X, Y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match="float32 island"):
+        loaded = keras_mp.load_model(tmp_path / "model.keras")
+    expected = model.predict(X, verbose=0)
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), expected)
 
 
 @pytest.mark.parametrize("explicit", [True, False])
