@@ -7,6 +7,30 @@ from typing import NamedTuple
 
 #: Flags in /proc/cpuinfo of processors that multiply bfloat16 matrices in hardware.
 BFLOAT16_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
+#: Of those that multiply float16 matrices.
+FLOAT16_CPU_FLAGS = ("avx512_fp16", "amx_fp16")
+
+# What ONEDNN_MAX_CPU_ISA may name, the oldest first, and from which on each flag is
+# used: https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
+_ISAS = (
+    "SSE41",
+    "AVX",
+    "AVX2",
+    "AVX2_VNNI",
+    "AVX2_VNNI_2",
+    "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+    "AVX512_CORE_BF16",
+    "AVX512_CORE_FP16",
+    "AVX512_CORE_AMX",
+    "AVX512_CORE_AMX_FP16",
+)
+_USED_FROM = {
+    "avx512_bf16": "AVX512_CORE_BF16",
+    "avx512_fp16": "AVX512_CORE_FP16",
+    "amx_bf16": "AVX512_CORE_AMX",
+    "amx_fp16": "AVX512_CORE_AMX_FP16",
+}
 
 
 class Recommendation(NamedTuple):
@@ -35,7 +59,41 @@ def recommend() -> Recommendation:
     >>> recommend().policy in ("mixed_bfloat16", "mixed_float16", "float32")
     True
     """
-    return choose(gpu_capabilities(), has_tpu(), cpu_flags())
+    return choose(gpu_capabilities(), has_tpu(), cpu_flags() - hidden_cpu_flags())
+
+
+def native_policies() -> tuple[str, ...]:
+    """Return the mixed policies that this machine computes in hardware.
+
+    Any other one is emulated: the numbers are right, and steps take longer.
+
+    Example:
+
+    >>> set(native_policies()) <= {"mixed_bfloat16", "mixed_float16"}
+    True
+    """
+    return native(gpu_capabilities(), has_tpu(), cpu_flags() - hidden_cpu_flags())
+
+
+def native(
+    capabilities: list[tuple[int, int] | None], tpu: bool, flags: set[str]
+) -> tuple[str, ...]:
+    """Return the mixed policies that a machine computes in hardware.
+
+    Args:
+        capabilities, tpu, flags: As of `choose`.
+    """
+    if tpu:
+        return ("mixed_bfloat16",)
+    if capabilities:
+        oldest = (0, 0) if None in capabilities else min(capabilities)
+        has = {"mixed_bfloat16": oldest >= (8, 0), "mixed_float16": oldest >= (7, 0)}
+    else:
+        has = {
+            "mixed_bfloat16": bool(flags.intersection(BFLOAT16_CPU_FLAGS)),
+            "mixed_float16": bool(flags.intersection(FLOAT16_CPU_FLAGS)),
+        }
+    return tuple(policy for policy, is_native in has.items() if is_native)
 
 
 def choose(
@@ -120,6 +178,18 @@ def cpu_flags(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> set[str]:
         cpuinfo: File in the format of Linux's /proc/cpuinfo.
     """
     return set(_cpu_field("flags", cpuinfo).split())
+
+
+def hidden_cpu_flags() -> set[str]:
+    """Return the flags whose instructions oneDNN is told not to use, as a set.
+
+    By the environment variable ``ONEDNN_MAX_CPU_ISA``.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if limit not in _ISAS:
+        return set()
+    newer = _ISAS[_ISAS.index(limit) + 1 :]
+    return {flag for flag, first in _USED_FROM.items() if first in newer}
 
 
 def cpu_name(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> str:

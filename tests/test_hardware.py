@@ -37,6 +37,46 @@ def test_choice_for_a_described_machine(capabilities, tpu, flags, policy, named)
     assert named in choice.reason
 
 
+BOTH = ("mixed_bfloat16", "mixed_float16")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "tpu", "flags", "expected"),
+    [
+        ([], True, set(), BOTH[:1]),
+        ([(9, 0), (8, 0)], False, set(), BOTH),
+        ([(9, 0), (7, 5)], False, set(), BOTH[1:]),
+        ([(6, 1)], False, BF16_FLAGS, ()),
+        ([(9, 0), None], False, set(), ()),
+        ([], False, BF16_FLAGS, BOTH[:1]),
+        ([], False, {"amx_bf16", "avx512_fp16"}, BOTH),
+        ([], False, {"avx2"}, ()),
+    ],
+)
+def test_what_is_native_to_a_described_machine(capabilities, tpu, flags, expected):
+    assert hardware.native(capabilities, tpu, flags) == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "policy"),
+    [
+        ("AVX2", "float32"),
+        ("avx512_core", "float32"),
+        ("AVX512_CORE_BF16", "mixed_bfloat16"),
+        ("DEFAULT", "mixed_bfloat16"),
+    ],
+)
+def test_instructions_that_onednn_is_not_to_use_do_not_count(
+    monkeypatch, limit, policy
+):
+    monkeypatch.setattr(hardware, "gpu_capabilities", lambda: [])
+    monkeypatch.setattr(hardware, "has_tpu", lambda: False)
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: BF16_FLAGS)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert hardware.recommend().policy == policy
+    assert hardware.native_policies() == tuple({policy} - {"float32"})
+
+
 def test_cpu_flags_are_those_of_the_file(tmp_path):
     path = tmp_path / "cpuinfo"
     path.write_text(
