@@ -11,9 +11,9 @@ import statistics
 from collections.abc import Callable
 
 from keras_mp.bench import steps, timing
-from keras_mp.bench.processes import alone
 from keras_mp.bench.tables import markdown, number
 from keras_mp.bench.workloads import WORKLOADS
+from keras_mp.processes import alone
 
 # Policy and candidate of `steps.COMPILE`, by column.
 COLUMNS = {

@@ -21,7 +21,7 @@ import tensorflow as tf
 import keras_mp
 from keras_mp import hardware
 from keras_mp.bench import matmul, torch_peer
-from keras_mp.bench.processes import share_gpus
+from keras_mp.bench.devices import share_gpus
 from keras_mp.bench.steps import COMPILE, OPTIMIZERS
 from keras_mp.bench.tables import markdown, number
 from keras_mp.bench.timing import median_ratio, paired_rounds

@@ -19,9 +19,9 @@ from keras import layers
 import keras_mp
 from keras_mp import flow, lists
 from keras_mp.bench import steps, timing
-from keras_mp.bench.processes import alone
 from keras_mp.bench.tables import markdown, number
 from keras_mp.bench.workloads import SEED, WORKLOADS
+from keras_mp.processes import alone
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import tensorflow as tf
 
 import keras_mp
-from keras_mp.bench.processes import alone, share_gpus
+from keras_mp.bench.devices import share_gpus
 from keras_mp.bench.steps import OPTIMIZERS
 from keras_mp.bench.tables import markdown
 from keras_mp.bench.workloads import Workload, sized
+from keras_mp.processes import alone
 
 POLICIES = ("float32", "mixed_bfloat16")
 

@@ -17,9 +17,10 @@ from collections.abc import Callable
 import keras
 
 from keras_mp.bench import jax_peer, steps, timing, torch_peer
-from keras_mp.bench.processes import alone, mirrored
+from keras_mp.bench.devices import mirrored
 from keras_mp.bench.tables import markdown, number
 from keras_mp.bench.workloads import WORKLOADS
+from keras_mp.processes import alone
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,11 @@ import tensorflow as tf
 
 from keras_mp import fused, numerics
 from keras_mp.bench import timing
-from keras_mp.bench.processes import alone
 from keras_mp.bench.steps import OPTIMIZERS
 from keras_mp.bench.tables import markdown, number
 from keras_mp.bench.workloads import WORKLOADS
 from keras_mp.optimizer import LossScaleOptimizer
+from keras_mp.processes import alone
 from keras_mp.scaling import Verdict
 
 # How often each number of the model's weights is read or written.

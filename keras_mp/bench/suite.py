@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from keras_mp import hardware
 from keras_mp.bench import casts, gpu, islands, memory, optimizers, stages, traffic
-from keras_mp.bench.processes import share_gpus
+from keras_mp.bench.devices import share_gpus
 from keras_mp.version import __version__
 
 #: Each section: what measures, and what makes a table of it.

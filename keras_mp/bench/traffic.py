@@ -25,11 +25,12 @@ import keras
 import tensorflow as tf
 
 import keras_mp
-from keras_mp.bench.processes import alone, mirrored
+from keras_mp.bench.devices import mirrored
 from keras_mp.bench.steps import fit_step, keras_step
 from keras_mp.bench.tables import markdown
 from keras_mp.bench.timing import median_ratio, paired_rounds
 from keras_mp.bench.workloads import WORKLOADS, Workload
+from keras_mp.processes import alone
 
 COUNTED = ("wide", "transformer", "embedding")
 TIMED = ("small", "transformer")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_mp.bench import memory
-from keras_mp.bench.processes import alone
+from keras_mp.processes import alone
 
 needs_proc = pytest.mark.skipif(
     not pathlib.Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from keras_mp.bench import optimizers, processes, workloads
+from keras_mp import processes
+from keras_mp.bench import optimizers, workloads
 from keras_mp.bench.optimizers import Cell
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_mp.bench import processes, traffic
+from keras_mp import processes
+from keras_mp.bench import devices, traffic
 from keras_mp.bench.workloads import WORKLOADS, Workload
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "distribution.md"
@@ -62,7 +63,7 @@ SPARSE = Workload("sparse", sparse_model, ids, ROWS)
 
 
 def counts_on_two_replicas():
-    strategy = processes.mirrored(2)
+    strategy = devices.mirrored(2)
 
     def count(workload, settings):
         return [traffic.count(strategy, workload, n, d, c) for c, n, d in settings]
@@ -78,7 +79,7 @@ def counts_on_two_replicas():
 
 
 def count_on_four_replicas():
-    return traffic.count(processes.mirrored(4), DENSE, accumulation=4)
+    return traffic.count(devices.mirrored(4), DENSE, accumulation=4)
 
 
 # Counts.

@@ -1,0 +1,98 @@
+"""What commands print: lines, progress bars, and nothing of TensorFlow's start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+
+# What TensorFlow says as it starts: notices and warnings, and three lines at the level
+# of errors that a machine without a GPU, or with one, has in any case.
+_STARTUP = re.compile(
+    r"WARNING: All log messages before absl::InitializeLog"
+    r"|[IW]\d{4} |\d{4}-\d\d-\d\d \S+ [IW] "
+    r"|To enable the following instructions"
+    r"|.*Unable to register cu\w+ (factory|plugin)"
+    r"|.*failed call to cuInit"
+)
+
+
+def show(line: str) -> None:
+    """Print at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def fail(code: int, command: str, message: object) -> int:
+    """Say on stderr why a command ended, and return its exit code."""
+    print(f"\nkeras-mp {command}: {message}", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def stderr_in(descriptor: int) -> Iterator[None]:
+    """Have what this process and its libraries write to stderr go to a file instead."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    os.dup2(descriptor, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+@contextlib.contextmanager
+def quiet_start() -> Iterator[None]:
+    """Leave out the lines that TensorFlow prints as it starts inside the block.
+
+    Later ones are left out by level, so that errors still show.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with tempfile.TemporaryFile("w+", errors="replace") as file:
+        try:
+            with stderr_in(file.fileno()):
+                yield
+        finally:
+            file.seek(0)
+            for line in file:
+                if not _STARTUP.match(line):
+                    sys.stderr.write(line)
+
+
+@contextlib.contextmanager
+def progress(total: int, doing: str) -> Iterator[Callable[[], None]]:
+    """Show how far long work is: a bar in a terminal, nothing in a file.
+
+    Lines that are printed meanwhile stay, above the bar.
+
+    Args:
+        total: How many parts the work has.
+        doing: What is done, in a few words.
+
+    Yields:
+        A function to call after each part.
+    """
+    if not sys.stdout.isatty():
+        yield lambda: None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task(doing, total=total)
+        yield lambda: bar.advance(task)
