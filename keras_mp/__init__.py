@@ -1,39 +1,21 @@
 """Mixed-precision training for Keras 3 with float32's results."""
 
-from keras_mp import callbacks, hardware, layers, ops, scaling
-from keras_mp.conversion import convert
-from keras_mp.export import export
-from keras_mp.lint import Finding, lint
-from keras_mp.loading import load_model
-from keras_mp.memory import MemoryReport, memory_report
-from keras_mp.ops import float32
-from keras_mp.optimizer import LossScaleOptimizer
-from keras_mp.placement import Placement, PlacementReport
-from keras_mp.policies import Policy, policy_scope, set_policy
-from keras_mp.training import compile, wrap_optimizer
-from keras_mp.version import __version__
+import importlib
+import pathlib
+import sys
 
-__all__ = [
-    "Finding",
-    "LossScaleOptimizer",
-    "MemoryReport",
-    "Placement",
-    "PlacementReport",
-    "Policy",
-    "__version__",
-    "callbacks",
-    "compile",
-    "convert",
-    "export",
-    "float32",
-    "hardware",
-    "layers",
-    "lint",
-    "load_model",
-    "memory_report",
-    "ops",
-    "policy_scope",
-    "scaling",
-    "set_policy",
-    "wrap_optimizer",
-]
+
+def _is_command_line():
+    """Return whether this process is ``keras-mp`` or ``python -m keras_mp``."""
+    by_module = zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+    return ("-m", __name__) in by_module or pathlib.Path(sys.argv[0]).stem == "keras-mp"
+
+
+if _is_command_line():
+    # `--help` answers before TensorFlow has started.
+    def __getattr__(name):
+        return getattr(importlib.import_module("keras_mp.api"), name)
+
+else:
+    from keras_mp.api import *  # noqa: F403
+    from keras_mp.api import __all__, __version__  # noqa: F401

@@ -7,7 +7,12 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mp import cli, hardware
+from keras_mp import cli, commands, hardware
+from keras_mp.bench import suite
+from keras_mp.bench.workloads import WORKLOADS
+from keras_mp.compare import tasks
+from keras_mp.conformance import measure
+from keras_mp.export import formats
 
 X = np.linspace(0, 1, 40, dtype="float32").reshape(10, 4)
 Y = np.arange(10) % 3
@@ -112,10 +117,9 @@ def test_values_that_argparse_refuses(capsys, options):
 
 @pytest.mark.parametrize("module", ["sklearn", "matplotlib"])
 def test_a_missing_package_names_its_extra(capsys, monkeypatch, tmp_path, module):
-    find = cli.importlib.util.find_spec
-    monkeypatch.setattr(
-        cli.importlib.util, "find_spec", lambda n: None if n == module else find(n)
-    )
+    util = commands.importlib.util
+    find = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda n: None if n == module else find(n))
     assert "pip install matplotlib scikit-learn" in refused(
         capsys, "--output", tmp_path
     )
@@ -138,26 +142,70 @@ def test_export_of_no_model(capsys, tmp_path):
     assert "no such file" in capsys.readouterr().err
 
 
-def test_the_policy_is_explained(monkeypatch):
+@pytest.mark.parametrize(
+    ("wanted", "advised", "expected"),
+    [
+        ("all", "float32", ["mixed_bfloat16", "mixed_float16"]),
+        ("auto", "mixed_float16", ["mixed_float16"]),
+        ("auto", "float32", []),
+        ("mixed_float16", "mixed_bfloat16", ["mixed_float16"]),
+    ],
+)
+def test_which_precisions_are_trained(monkeypatch, wanted, advised, expected):
+    advice = hardware.Recommendation(advised, "why")
+    monkeypatch.setattr(hardware, "recommend", lambda: advice)
+    assert commands.policies_of_train(wanted) == expected
+
+
+def test_the_policy_of_bench_is_explained(monkeypatch):
     advice = hardware.Recommendation("float32", "No tensor cores.")
     monkeypatch.setattr(hardware, "recommend", lambda: advice)
-    policy, reason = cli.choose_policy("auto")
-    assert policy == "float32"
-    assert "No tensor cores." in reason and "--policy mixed_bfloat16" in reason
-    policy, reason = cli.choose_policy("mixed_float16")
+    assert commands.policy_of_bench("auto") == advice
+    policy, reason = commands.policy_of_bench("mixed_float16")
     assert policy == "mixed_float16"
     assert "the advice is float32: No tensor cores." in reason
 
 
-def test_the_module_runs_and_helps():
-    done = subprocess.run(
-        [sys.executable, "-m", "keras_mp", "train", "--help"],
+def test_the_names_to_choose_from_are_those_there_are():
+    assert cli.POLICIES == tasks.LOW_PRECISION
+    assert set(cli.POLICIES) == set(measure.POLICIES)
+    assert list(cli.SECTIONS) == suite.ON_CPU
+    assert list(cli.MODELS) == list(WORKLOADS)
+    assert set(cli.FORMATS) == set(formats.FORMATS)
+
+
+def started(*command, **options):
+    """Return what a process of ``command`` has printed, once it has ended."""
+    return subprocess.run(
+        [sys.executable, *command],
         capture_output=True,
         text=True,
         timeout=120,
+        **options,
     )
-    assert done.returncode == 0
-    assert "--replicas" in done.stdout and "--workers" in done.stdout
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in commands.COMMANDS)])
+def test_help_does_not_wait_for_tensorflow(command):
+    script = "import runpy, sys; runpy.run_module('keras_mp', run_name='__main__')"
+    watched = (
+        "import atexit, sys; sys.orig_argv = ['python', '-m', 'keras_mp']; "
+        "atexit.register(lambda: print('started', 'tensorflow' in sys.modules)); "
+    )
+    done = started("-c", watched + script, *command, "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert "usage: keras-mp" in done.stdout and "started False" in done.stdout
+
+
+def test_the_module_runs_and_prints_nothing_of_tensorflow(tmp_path):
+    done = started("-m", "keras_mp", "lint", str(tmp_path / "absent.keras"))
+    assert done.returncode == 2
+    assert done.stderr.lstrip().startswith("keras-mp lint: ")
+
+
+def test_a_script_that_is_no_command_has_everything_at_once():
+    script = "import sys, keras_mp; print('tensorflow' in sys.modules, keras_mp.Policy)"
+    assert started("-c", script).stdout.startswith("True <class")
 
 
 def test_conformance_fails_if_a_case_does(capsys, monkeypatch, tmp_path):
@@ -165,7 +213,8 @@ def test_conformance_fails_if_a_case_does(capsys, monkeypatch, tmp_path):
     assert cli.main(["conformance", *options, "--output", str(tmp_path)]) == 0
     assert "| Flatten |" in capsys.readouterr().out
     assert (tmp_path / "conformance.json").exists()
-    monkeypatch.setattr(cli.discover, "untested", lambda cases: ["keras.layers.New"])
+    new = ["keras.layers.New"]
+    monkeypatch.setattr(commands.discover, "untested", lambda cases: new)
     assert cli.main(["conformance", *options, "--output", str(tmp_path)]) == 1
     assert "without a case: keras.layers.New" in capsys.readouterr().out
 

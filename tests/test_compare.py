@@ -1,6 +1,7 @@
 """Float32 and mixed precision side by side: tasks, processes, reports."""
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import operator
@@ -12,14 +13,15 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 
 import keras
 import numpy as np
 import pytest
 
 import keras_mp
-from keras_mp import cli
-from keras_mp.compare import custom, report, runner, tasks, worker
+from keras_mp import cli, hardware, processes
+from keras_mp.compare import custom, picture, report, runner, tasks, worker
 
 TIMEOUT = 240  # seconds, for runs that must not hang
 
@@ -61,16 +63,20 @@ def files(tmp_path):
     ]
 
 
-def make_run(policy, losses, scales=None, skipped=0):
+def make_run(policy, losses, scales=None, skips=(), changing=0, step=0.01):
     """A run of two epochs, a step in 10 ms, the first in 1 s."""
     half = len(losses) // 2
     scales = scales or [None] * len(losses)
+    skips = [place in skips for place in range(len(losses))]
     epochs = [
         {
             "losses": losses[part],
-            "seconds": [1.0 if part.start == 0 else 0.01] + [0.01] * (half - 1),
+            "seconds": [1.0 if part.start == 0 else step] + [step] * (half - 1),
             "scales": scales[part],
-            "skipped": skipped,
+            "skips": skips[part],
+            "skipped": sum(skips[: part.stop]),
+            "changing": changing,
+            "growths": 2,
             "validation": {"accuracy": 0.5, "loss": 1.0},
             "peak_memory": 3 * 2**20,
         }
@@ -83,51 +89,94 @@ def make_run(policy, losses, scales=None, skipped=0):
         "epochs": 2,
         "batch_size": 4,
         "steps_per_epoch": half,
+        "growth_interval": 3,
     }
     return runner.Run(policy, ready, epochs)
 
 
 RUNS = [
     make_run("float32", [2.0, 1.0, 0.5, 0.25]),
-    make_run("mixed_float16", [None, 1.0, 0.5, 0.25], [8.0, 4.0, 4.0, 8.0], skipped=1),
+    make_run("mixed_bfloat16", [2.0, 1.0, 0.5, 0.25], step=0.005),
+    make_run("mixed_float16", [None, 1.0, 0.5, 0.25], [8.0, 4.0, 4.0, 8.0], skips=[0]),
 ]
 
 
-def comparison(runs):
-    return report.Comparison(tasks.Job(), "a task", runs[-1].policy, "why", runs)
+def comparison(runs, wide=(), spread=0.0, native=("mixed_bfloat16",)):
+    task = tasks.Task("a task", 2, 4, None, None, wider=4, spread=spread)
+    return report.Comparison(tasks.Job(), task, "Why.", native, runs, list(wide))
 
 
 def test_rows_hold_the_comparison():
-    float32, mixed = report.rows(RUNS)
+    float32, bfloat16, float16 = report.rows(comparison(RUNS))
     assert float32["policy"] == "float32" and float32["speed_up"] is None
     assert float32["ms_per_step"] == pytest.approx(10)  # not the compiling step
     assert float32["final_scale"] is None and float32["steps_skipped"] == 0
-    assert mixed["difference"] == 0 and mixed["speed_up"] == pytest.approx(1)
-    assert mixed["final_scale"] == 8 and mixed["steps_skipped"] == 1
-    assert mixed["peak_memory_mib"] == 3
+    assert bfloat16["difference"] == 0 and bfloat16["speed_up"] == pytest.approx(2)
+    assert float16["final_scale"] == 8 and float16["steps_skipped"] == 1
+    assert float16["growths"] == 2 and float16["peak_memory_mib"] == 3
+    assert float16["emulated"] and float16["ms_per_step"] is None
+
+
+def test_times_are_those_of_the_wide_network():
+    wide = [
+        make_run("float32", [1.0] * 4, step=0.2),
+        make_run("mixed_bfloat16", [1.0] * 4, step=0.05),
+    ]
+    float32, bfloat16, float16 = report.rows(comparison(RUNS, wide))
+    assert float32["ms_per_step"] == pytest.approx(200)
+    assert bfloat16["speed_up"] == pytest.approx(4)
+    assert float16["speed_up"] is None
 
 
 def test_the_table_is_aligned_and_narrow():
-    lines = report.table(RUNS).splitlines()
+    lines = report.table(comparison(RUNS)).splitlines()
     assert len({len(line) for line in lines}) == 1 and len(lines[0]) <= 100
     assert lines[0].split("  ")[-1] == "skipped"
-    assert re.split(r" {2,}", lines[2]) == [
-        "mixed_float16", "0.5000", "+0.0000", "10.0", "1.00x", "3 MiB", "8", "1"
-    ]  # fmt: skip
+    assert [re.split(r" {2,}", line) for line in lines[2:]] == [
+        ["mixed_bfloat16", "0.5000", "+0.0000", "5.0", "2.00x", "3 MiB", "-", "2", "0"],
+        ["mixed_float16", "0.5000", "+0.0000", "-", "emulated", "3 MiB", "8", "2", "1"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, "within the 0.0000 by which seeds alone move float32"),
+        ({"spread": -1.0}, "more than the -1.0000 by which seeds alone"),
+        ({"spread": None}, "other seeds (--seed) show"),
+        ({}, "skipped 1 of 4 steps: the scale grew 2 times, after each 3 clean steps"),
+        ({}, "none of them changed a weight"),
+        ({}, "A step in mixed_bfloat16 took 0.50 of float32's time."),
+        ({}, "mixed_float16 is emulated here"),
+        ({"native": ()}, "mixed_bfloat16 and mixed_float16 are emulated here"),
+        ({"native": ()}, "16 bits are faster than float32 on NVIDIA's GPUs"),
+        ({"wide": RUNS[:2]}, "the same network, 4 times as wide (7 parameters"),
+    ],
+)
+def test_sentences_say_what_was_shown(options, expected):
+    assert expected in " ".join(report.sentences(comparison(RUNS, **options)))
+
+
+def test_a_skipped_step_that_changes_something_is_told():
+    fault = make_run("mixed_float16", [1.0] * 4, [8.0] * 4, skips=[1, 2], changing=1)
+    told = " ".join(report.sentences(comparison([RUNS[0], fault])))
+    assert "1 of them changed a weight, which is a fault" in told
 
 
 def test_a_lone_run_is_a_table_of_one_row(tmp_path):
-    alone = RUNS[:1]
+    alone = comparison(RUNS[:1])
     assert len(report.table(alone).splitlines()) == 2
-    report.write_json(comparison(alone), tmp_path / "a.json")
-    assert json.loads((tmp_path / "a.json").read_text())["speed_up_per_epoch"] == []
-    report.write_plot(comparison(alone), tmp_path / "a.png")
+    report.write_json(alone, tmp_path / "a.json")
+    assert len(json.loads((tmp_path / "a.json").read_text())["table"]) == 1
+    picture.write(alone, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_steps_without_a_number_are_null_and_not_averaged(tmp_path):
     report.write_json(comparison(RUNS), tmp_path / "a.json")
     mixed = json.loads((tmp_path / "a.json").read_text())["runs"]["mixed_float16"]
     assert mixed["steps"]["loss"] == [None, 1.0, 0.5, 0.25]
+    assert mixed["steps"]["skipped"] == [True, False, False, False]
     assert mixed["epochs"]["loss"] == [1.0, 0.375]
     assert worker.finite(float("nan")) is None and worker.finite(None) is None
 
@@ -136,7 +185,55 @@ def test_a_run_of_one_step_has_no_time():
     run = make_run("float32", [1.0, 1.0])
     run.epochs.pop()
     assert run.step_time() is None
-    assert "-" in report.table([run])
+    assert "-" in report.table(comparison([run]))
+
+
+def test_the_scale_moves_and_skipped_steps_are_seen_to_change_nothing():
+    job = tasks.with_defaults(tasks.Job(), tasks.DIGITS)
+    job = tasks.with_steps(dataclasses.replace(job, steps=40), tasks.DIGITS, 0, 0)
+    assert job.growth_interval == 12 * 40 // tasks.GROWTHS
+    assert tasks.loss_scaling(job, "mixed_float16").growth_interval == 60
+    assert tasks.loss_scaling(job, "mixed_bfloat16") is None
+
+
+@pytest.mark.filterwarnings("ignore:None of the last . training steps")
+def test_a_skipped_step_that_moves_a_weight_is_counted():
+    with keras_mp.policy_scope("mixed_float16"):
+        layers = [keras.layers.Dense(4), keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((4,)), *layers])
+    scaling = keras_mp.scaling.DynamicLossScale(2.0**40, max_scale=2.0**40)
+    keras_mp.compile(model, "sgd", "mse", scaling=scaling)
+    lockstep = worker.Lockstep(types.SimpleNamespace(recv=list, send=print))
+    stats = keras_mp.callbacks.ScalerStats(frequency=1)
+
+    class Moves(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            model.layers[0].bias.assign_add([1.0])
+
+    x = np.ones((8, 4), "float32")
+    model.fit(x, x[:, :1], batch_size=4, verbose=0, callbacks=[stats, lockstep])
+    assert (lockstep.skipped, lockstep.changing) == (2, 0)
+    model.fit(
+        x, x[:, :1], batch_size=4, verbose=0, callbacks=[stats, Moves(), lockstep]
+    )
+    assert lockstep.changing == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "policy", "expected"),
+    [
+        ("AVX2", "mixed_bfloat16", {"TF_ENABLE_ONEDNN_OPTS": "0"}),
+        ("AVX2", "float32", {}),
+        ("DEFAULT", "mixed_bfloat16", {}),
+    ],
+)
+def test_bfloat16_is_not_asked_of_a_onednn_that_may_not(
+    monkeypatch, limit, policy, expected
+):
+    monkeypatch.setattr(hardware, "gpu_capabilities", lambda: [])
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert runner.variables_of(policy) == expected
 
 
 @pytest.mark.parametrize("task", [tasks.DIGITS, tasks.TEXT])
@@ -234,14 +331,14 @@ def test_own_model_end_to_end_in_float16(files, capfd):
     assert cli.main(["train", *files, *options]) == 0
     output, errors = capfd.readouterr()
     assert "val accuracy" in output and errors == ""
-    assert all(len(line) <= 100 for line in output.split("policy:")[0].splitlines())
+    assert all(len(line) <= 100 for line in output.split("wrote")[0].splitlines())
     folder = pathlib.Path(files[-1])
     png = folder / "mine-mixed_float16.png"
     assert str(png) in output and png.read_bytes().startswith(b"\x89PNG")
     written = json.loads((folder / "mine-mixed_float16.json").read_text())
     assert [row["policy"] for row in written["table"]] == ["float32", "mixed_float16"]
-    assert written["table"][1]["final_scale"] == 2**15
-    assert written["table"][1]["speed_up"] > 0
+    assert written["table"][1]["final_scale"] == 2**17  # ten steps, grown after each 4
+    assert "skipped no step; the scale grew 2 times" in output
     assert all(row["peak_memory_mib"] > 50 for row in written["table"])
     assert written["options"]["epochs"] == 2 and written["versions"]["keras"]
     for run in written["runs"].values():
@@ -268,7 +365,6 @@ def test_workers_train_as_one_process_does(files, capfd):
     path = pathlib.Path(files[-1], "mine-mixed_float16.json")
     written = json.loads(path.read_text())
     assert written["options"]["workers"] == 2
-    assert written["table"][1]["final_scale"] == 2**15
     float32, mixed = written["runs"].values()
     job = tasks.Job("custom", epochs=2, batch_size=8, model=files[1], data=files[3])
     (one,) = runner.compare(job, ["float32"], print)
@@ -304,7 +400,7 @@ def test_a_killed_child_does_not_hang(files, workers, name):
     """SIGKILL in the middle, as by the system when memory runs out."""
     script = """
         import multiprocessing, sys
-        from keras_mp import cli
+        from keras_mp import cli, commands
         def show(line):
             print(line)
             if "model:" in line:
@@ -314,7 +410,7 @@ def test_a_killed_child_does_not_hang(files, workers, name):
                 )
                 second.kill()
         if __name__ == "__main__":
-            cli.show = show
+            commands.show = show
             sys.exit(cli.main(sys.argv[1:]))
     """
     options = ["--policy", "mixed_bfloat16", "--workers", workers]
@@ -335,8 +431,8 @@ def test_the_killed_worker_is_named_not_those_that_failed_after_it(tmp_path):
         process.join(TIMEOUT)
         theirs.close()
         (tmp_path / name).write_text("")
-        children.append(runner.Child(name, process, ours, str(tmp_path / name)))
-    with pytest.raises(runner.ChildError, match="victim ended with exit code -6"):
+        children.append(processes.Child(name, process, ours, str(tmp_path / name)))
+    with pytest.raises(processes.ChildError, match="victim ended with exit code -6"):
         runner.Team("float32", children).wait("ready")
 
 
@@ -387,8 +483,19 @@ def test_interrupting_ends_the_children(files, workers):
 )
 def test_the_full_comparison(tmp_path, task, good):
     command = [sys.executable, "-m", "keras_mp", "train", "--task", task]
-    options = ["--policy", "mixed_bfloat16", "--output", str(tmp_path)]
-    subprocess.run([*command, *options], check=True, timeout=600)
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path)],
+        check=True,
+        timeout=600,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
     (path,) = tmp_path.glob("*.json")
-    float32, mixed = json.loads(path.read_text())["table"]
-    assert good(float32["validation"]) and good(mixed["validation"])
+    rows = json.loads(path.read_text())["table"]
+    assert [row["policy"] for row in rows] == ["float32", *tasks.LOW_PRECISION]
+    assert all(good(row["validation"]) for row in rows)
+    # The scale grew, overflowed and came back, with more than one step skipped.
+    assert rows[2]["growths"] > rows[2]["steps_skipped"] > 1
+    assert 2**15 < rows[2]["final_scale"] < 2**30
+    assert "none of them changed a weight" in " ".join(done.stdout.split())

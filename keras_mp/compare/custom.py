@@ -11,7 +11,8 @@ import keras
 import numpy as np
 
 import keras_mp
-from keras_mp.compare.tasks import Data, Job, Task, UserError, explain
+import keras_mp.api  # Keras knows what a file holds once it is imported
+from keras_mp.compare.tasks import Data, Job, Task, UserError, explain, loss_scaling
 
 SAVE_DATA = 'write it with np.savez("data.npz", x=x, y=y)'
 SAVE_MODEL = 'write it with model.save("model.keras")'
@@ -151,7 +152,8 @@ def build(job: Job, policy: str, data: Data) -> keras.Model:
     called = f"--model {job.model}"
     model = load_model(job.model, called, "compare", "keras_mp.compile")
     arguments = _compile_arguments(model, job)
-    keras_mp.compile(model, policy=policy, **arguments)
+    scaling = loss_scaling(job, policy)
+    keras_mp.compile(model, policy=policy, scaling=scaling, **arguments)
     try:
         model.evaluate(data.x[:2], data.y[:2], batch_size=2, verbose=0)
     except Exception as error:

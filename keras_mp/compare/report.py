@@ -1,4 +1,4 @@
-"""What remains of a comparison: the table, the JSON file and the picture."""
+"""What remains of a comparison: the table, sentences, the JSON file and the picture."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 import keras_mp
-from keras_mp.compare.runner import Run, number, speed_up, speed_ups
-from keras_mp.compare.tasks import Job
+from keras_mp.compare.runner import BASELINE, Run, number
+from keras_mp.compare.tasks import Job, Task
 
 MIB = 2**20
-STYLES = (("tab:blue", "-", "o"), ("tab:orange", "--", "x"))  # for curves that meet
+EMULATED = "emulated"
 
 
 @dataclasses.dataclass
@@ -25,40 +25,60 @@ class Comparison:
 
     Attributes:
         job: the options.
-        title: the task in words.
-        policy: the policy compared with float32, or float32 if that was advised.
-        reason: why this policy.
-        runs: float32's first; the other's, if there was one.
+        task: the kind of work.
+        reason: what this machine is fast in, and why.
+        native: the mixed policies that it computes in hardware.
+        runs: float32's first.
+        wide: runs of the task's wide network, float32's first, for their times; empty
+            where there is none or nothing is native.
     """
 
     job: Job
-    title: str
-    policy: str
+    task: Task
     reason: str
+    native: tuple[str, ...]
     runs: list[Run]
+    wide: list[Run] = dataclasses.field(default_factory=list)
+
+    def times(self, run: Run) -> tuple[float | None, float | None]:
+        """Milliseconds per step and speed-up of a precision; None if it is emulated."""
+        runs = self.wide or self.runs
+        timed = next((each for each in runs if each.policy == run.policy), None)
+        if timed is None or self.is_emulated(run):
+            return None, None
+        time = timed.step_time()
+        speed_up = None if run.policy == BASELINE else timed.speed_up(runs[0])
+        return time and time * 1000, speed_up
+
+    def is_emulated(self, run: Run) -> bool:
+        """Whether the machine has no hardware for the run's precision."""
+        return run.policy not in (BASELINE, *self.native)
 
 
-def rows(runs: list[Run]) -> list[dict]:
+def rows(comparison: Comparison) -> list[dict]:
     """The table's numbers, one row for each run; None where there is no number.
 
     Times are in milliseconds, memory in MiB.
     """
+    runs = comparison.runs
     first = _validation(runs[0])
     table = []
     for run in runs:
-        last, value, time = run.epochs[-1], _validation(run), run.step_time()
-        compared = run is not runs[0]
-        known = compared and None not in (first, value)
+        last, value = run.epochs[-1], _validation(run)
+        known = run is not runs[0] and None not in (first, value)
+        ms_per_step, speed_up = comparison.times(run)
         table.append(
             {
                 "policy": run.policy,
                 "metric": run.metric,
                 "validation": value,
                 "difference": value - first if known else None,
-                "ms_per_step": time and time * 1000,
-                "speed_up": speed_up(runs) if compared else None,
+                "emulated": comparison.is_emulated(run),
+                "ms_per_step": ms_per_step,
+                "speed_up": speed_up,
                 "peak_memory_mib": last["peak_memory"] and last["peak_memory"] / MIB,
-                "final_scale": last["scales"][-1],
+                "final_scale": run.scale,
+                "growths": last["growths"],
                 "steps_skipped": last["skipped"],
             }
         )
@@ -69,21 +89,23 @@ def _validation(run: Run) -> float | None:
     return run.epochs[-1]["validation"].get(run.metric)
 
 
-def table(runs: list[Run]) -> str:
+def table(comparison: Comparison) -> str:
     """The rows as aligned text."""
-    metric = f"val {runs[0].metric}"[:20]
-    head = ["", metric, "difference", "ms/step", "speed-up", "peak memory"]
-    lines = [head + ["final scale", "skipped"]]
-    for row in rows(runs):
+    metric = f"val {comparison.runs[0].metric}"[:14]
+    head = ["", metric, "difference", "ms/step", "speed-up", "memory"]
+    lines = [head + ["final scale", "growths", "skipped"]]
+    for row in rows(comparison):
+        speed_up = number(row["speed_up"], ".2f", "x")
         lines.append(
             [
                 row["policy"],
                 number(row["validation"], ".4f"),
                 number(row["difference"], "+.4f"),
                 number(row["ms_per_step"], ".1f"),
-                number(row["speed_up"], ".2f", "x"),
+                EMULATED if row["emulated"] else speed_up,
                 number(row["peak_memory_mib"], ",.0f", " MiB"),
                 number(row["final_scale"], ",g"),
+                str(row["growths"]),
                 str(row["steps_skipped"]),
             ]
         )
@@ -94,14 +116,95 @@ def table(runs: list[Run]) -> str:
     )
 
 
+def sentences(comparison: Comparison) -> list[str]:
+    """What the comparison has shown, a sentence each."""
+    return [
+        *_on_times(comparison),
+        *_on_results(comparison),
+        *_on_skipped(comparison),
+        *_on_hardware(comparison),
+    ]
+
+
+def _on_times(comparison):
+    if comparison.wide:
+        wide, runs = comparison.wide[0].ready, comparison.runs
+        yield (
+            f"Times are those of the same network, {comparison.task.wider} times as "
+            f"wide ({wide['parameters']:,} parameters instead of "
+            f"{runs[0].ready['parameters']:,})."
+        )
+
+
+def _on_results(comparison):
+    found = [row for row in rows(comparison) if row["difference"] is not None]
+    if not found:
+        return
+    row = max(found, key=lambda row: abs(row["difference"]))
+    largest, spread = abs(row["difference"]), comparison.task.spread
+    text = (
+        f"The largest difference from float32 in val {row['metric']} is {largest:.4f}"
+    )
+    if spread is None:
+        yield f"{text}; other seeds (--seed) show how far chance alone moves it."
+    elif largest <= spread:
+        yield f"{text}, within the {spread:.4f} by which seeds alone move float32."
+    else:
+        yield (
+            f"{text} ({row['policy']}), more than the {spread:.4f} by which seeds "
+            "alone move float32."
+        )
+
+
+def _on_skipped(comparison):
+    for run in comparison.runs:
+        last = run.epochs[-1]
+        if run.scale is None:
+            continue
+        text = (
+            f"{run.policy} skipped {last['skipped']} of {len(run.series('losses'))} "
+            f"steps: the scale grew {last['growths']} times, after each "
+            f"{run.ready['growth_interval']} clean steps, until gradients overflowed"
+        )
+        if not last["skipped"]:
+            text = (
+                f"{run.policy} skipped no step; the scale grew {last['growths']} times"
+            )
+        elif last["changing"]:
+            text += f"; {last['changing']} of them changed a weight, which is a fault"
+        else:
+            text += "; none of them changed a weight or a variable of the optimizer"
+        yield f"{text}."
+
+
+def _on_hardware(comparison):
+    yield comparison.reason
+    for row in rows(comparison):
+        if row["speed_up"]:
+            share = 1 / row["speed_up"]
+            yield f"A step in {row['policy']} took {share:.2f} of float32's time."
+    emulated = [row["policy"] for row in rows(comparison) if row["emulated"]]
+    if emulated:
+        verb = "is" if len(emulated) == 1 else "are"
+        yield (
+            f"{' and '.join(emulated)} {verb} emulated here: the numbers are right, "
+            "and the time says nothing."
+        )
+    if not comparison.native:
+        yield (
+            "16 bits are faster than float32 on NVIDIA's GPUs from compute capability "
+            "7.0 on, and on CPUs with AVX512_BF16 or AMX."
+        )
+
+
 def write_json(comparison: Comparison, path: pathlib.Path) -> None:
-    """Write the table, both runs' series, the versions and the options."""
+    """Write the table, all runs' series, the versions and the options."""
     runs = comparison.runs
     content = {
         "task": comparison.job.task,
-        "title": comparison.title,
-        "policy": comparison.policy,
-        "policy_reason": comparison.reason,
+        "title": comparison.task.title,
+        "hardware": comparison.reason,
+        "native": comparison.native,
         "device": runs[0].ready["device"],
         "notes": runs[0].ready["notes"],
         "parameters": runs[0].ready["parameters"],
@@ -114,9 +217,10 @@ def write_json(comparison: Comparison, path: pathlib.Path) -> None:
             "numpy": np.__version__,
             "keras_mp": keras_mp.__version__,
         },
-        "table": rows(runs),
-        "speed_up_per_epoch": speed_ups(runs) if len(runs) > 1 else [],
+        "table": rows(comparison),
+        "sentences": sentences(comparison),
         "runs": {run.policy: _series(run) for run in runs},
+        "wide": {run.policy: _series(run) for run in comparison.wide},
     }
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
@@ -124,6 +228,7 @@ def write_json(comparison: Comparison, path: pathlib.Path) -> None:
 def _series(run: Run) -> dict:
     times = [run.step_time(epoch) for epoch in range(len(run.epochs))]
     return {
+        "parameters": run.ready["parameters"],
         "epochs": {
             "loss": [run.loss(epoch) for epoch in range(len(run.epochs))],
             "validation": [report["validation"] for report in run.epochs],
@@ -131,86 +236,8 @@ def _series(run: Run) -> dict:
         },
         "steps": {
             "loss": run.series("losses"),
+            "skipped": run.series("skips"),
             "ms": [seconds * 1000 for seconds in run.series("seconds")],
             "scale": run.series("scales"),
         },
     }
-
-
-def write_plot(comparison: Comparison, path: pathlib.Path) -> None:
-    """Draw the losses of all runs and, below, the loss scale over the steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    runs = comparison.runs
-    scaled = None not in runs[-1].series("scales")
-    figure, (above, below) = pyplot.subplots(
-        2,
-        1,
-        figsize=(9, 7),
-        sharex=True,
-        height_ratios=(2, 1) if scaled else (6, 1),
-        layout="constrained",
-    )
-    names = " and ".join(run.policy for run in runs)
-    figure.suptitle(f"{comparison.title}\n{names} on {runs[0].ready['device']}")
-    for run, style in zip(runs, STYLES, strict=False):
-        _draw_loss(above, run, *style)
-    above.set(ylabel="loss", yscale=_loss_scale(runs))
-    above.grid(alpha=0.3)
-    above.legend()
-    _draw_scale(below, runs[-1])
-    below.set(xlabel="training step", ylabel="loss scale")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def _loss_scale(runs: list[Run]) -> str:
-    """Logarithmic if the losses are positive and span more than a factor of ten."""
-    losses = [loss for run in runs for loss in run.series("losses") if loss is not None]
-    return "log" if losses and 0 < 10 * min(losses) < max(losses) else "linear"
-
-
-def _draw_loss(axes, run: Run, colour: str, line: str, marker: str) -> None:
-    losses = np.array(run.series("losses"), dtype=float)
-    steps = np.arange(1, len(losses) + 1)
-    axes.plot(steps, losses, line, color=colour, alpha=0.5, linewidth=1)
-    ends = np.cumsum([len(report["losses"]) for report in run.epochs])
-    validation = [report["validation"].get("loss") for report in run.epochs]
-    axes.plot(
-        ends,
-        np.array(validation, dtype=float),
-        line + marker,
-        color=colour,
-        fillstyle="none",
-        label=f"{run.policy}: validation (points), training steps (thin)",
-    )
-
-
-def _draw_scale(axes, run: Run) -> None:
-    scales = run.series("scales")
-    if None in scales:
-        reason = "" if run.policy == "float32" else ": it has float32's range"
-        axes.text(
-            0.5,
-            0.5,
-            f"{run.policy} needs no loss scaling{reason}",
-            transform=axes.transAxes,
-            ha="center",
-            va="center",
-        )
-        axes.set_yticks([])
-        return
-    axes.step(np.arange(1, len(scales) + 1), scales, where="post", color="tab:orange")
-    axes.set_yscale("log", base=2)
-    axes.grid(alpha=0.3)
-    skipped = [
-        step for step, loss in enumerate(run.series("losses"), 1) if loss is None
-    ]
-    if skipped:
-        axes.plot(
-            skipped, [scales[step - 1] for step in skipped], "rx", label="skipped"
-        )
-        axes.legend()

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
 import multiprocessing.connection
-import os
-import signal
-import socket
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 
+from keras_mp import hardware, processes
 from keras_mp.compare import worker
 from keras_mp.compare.tasks import Job, UserError
 
 BASELINE = "float32"
-
-
-class ChildError(Exception):
-    """A training process ended before its work was done."""
 
 
 @dataclasses.dataclass
@@ -44,13 +35,18 @@ class Run:
         return [value for report in self.epochs for value in report[name]]
 
     @property
+    def scale(self) -> float | None:
+        """The loss scale at the end; None without one."""
+        return self.epochs[-1]["scales"][-1]
+
+    @property
     def metric(self) -> str:
         """The validation metric to compare: the model's first, else the loss."""
         names = list(self.epochs[-1]["validation"])
         return next((name for name in names if name != "loss"), "loss")
 
     def loss(self, epoch: int) -> float | None:
-        """The mean training loss of the steps of an epoch that were not skipped."""
+        """The mean of the finite training losses of an epoch's steps."""
         return _or_none(statistics.fmean, self.epochs[epoch]["losses"])
 
     def step_time(self, epoch: int | None = None) -> float | None:
@@ -60,20 +56,17 @@ class Run:
             return _or_none(statistics.median, self.series("seconds")[1:])
         return _or_none(statistics.median, self.epochs[epoch]["seconds"][epoch == 0 :])
 
+    def speed_ups(self, baseline: Run) -> list[float | None]:
+        """The baseline's time per step over this one's, epoch by epoch."""
+        return [self._speed_up(baseline, epoch) for epoch in range(len(self.epochs))]
 
-def speed_ups(runs: list[Run]) -> list[float | None]:
-    """Float32's time per step over mixed precision's, epoch by epoch."""
-    return [_speed_up_in(runs, epoch) for epoch in range(len(runs[-1].epochs))]
+    def speed_up(self, baseline: Run) -> float | None:
+        """The median of the epochs' speed-ups."""
+        return _or_none(statistics.median, self.speed_ups(baseline))
 
-
-def _speed_up_in(runs: list[Run], epoch: int) -> float | None:
-    first, second = (run.step_time(epoch) for run in runs)
-    return first / second if first and second else None
-
-
-def speed_up(runs: list[Run]) -> float | None:
-    """The median of the epochs' speed-ups."""
-    return _or_none(statistics.median, speed_ups(runs))
+    def _speed_up(self, baseline, epoch):
+        above, below = baseline.step_time(epoch), self.step_time(epoch)
+        return above / below if above and below else None
 
 
 def _or_none(average: Callable, values: list) -> float | None:
@@ -81,9 +74,21 @@ def _or_none(average: Callable, values: list) -> float | None:
     return average(values) if values else None
 
 
-def compare(job: Job, policies: list[str], show: Callable[[str], None]) -> list[Run]:
-    """Train under each policy in turn, epoch by epoch; show one line per epoch."""
-    addresses = _free_addresses(len(policies) * job.workers)
+def compare(
+    job: Job,
+    policies: list[str],
+    show: Callable[[str], None],
+    advance: Callable[[], None] = lambda: None,
+) -> list[Run]:
+    """Train under each policy in turn, epoch by epoch.
+
+    Args:
+        job: What to train.
+        policies: The names of dtype policies.
+        show: Takes lines: what is trained, then one for each epoch.
+        advance: Is called after each epoch of each policy.
+    """
+    addresses = processes.free_addresses(len(policies) * job.workers)
     with tempfile.TemporaryDirectory(prefix="keras_mp_") as folder:
         with contextlib.ExitStack() as stack:
             teams = [
@@ -99,34 +104,11 @@ def compare(job: Job, policies: list[str], show: Callable[[str], None]) -> list[
                 for run, team in zip(runs, teams, strict=True):
                     team.go()
                     run.epochs.append(team.wait("epoch"))
+                    advance()
                 if epoch == 0:
                     show(_heading(runs))
                 show(_line(runs, epoch))
     return runs
-
-
-def _free_addresses(count: int) -> list[str]:
-    """Different addresses on this machine that nobody listens at just now."""
-    with contextlib.ExitStack() as stack:
-        servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-        names = [stack.enter_context(server).getsockname() for server in servers]
-    return [f"{host}:{port}" for host, port in names]
-
-
-@dataclasses.dataclass
-class Child:
-    """A training process, as its parent sees it."""
-
-    name: str
-    process: multiprocessing.Process
-    connection: Connection
-    log: str
-
-    def end(self) -> None:
-        """Make sure that it is gone, once its connection is closed."""
-        self.process.join(0.5)
-        self.process.kill()  # TensorFlow's server catches SIGTERM
-        self.process.join()
 
 
 @dataclasses.dataclass
@@ -134,7 +116,7 @@ class Team:
     """The processes of one precision: the workers, of which most runs have one."""
 
     policy: str
-    children: list[Child]
+    children: list[processes.Child]
 
     def go(self) -> None:
         """Start the next epoch."""
@@ -158,20 +140,12 @@ class Team:
                 assert received == kind, (received, kind)
         return contents[self.children[0].name]
 
-    def _ended(self, child: Child) -> ChildError:
+    def _ended(self, child: processes.Child) -> processes.ChildError:
         child.process.join(10)
         # Peers of one that was killed fail: they are not the ones to tell of.
         ended = [each for each in self.children if each.process.exitcode is not None]
         child = min(ended, key=lambda each: each.process.exitcode, default=child)
-        code = child.process.exitcode
-        with open(child.log, errors="replace") as file:
-            tail = file.read().strip().splitlines()[-15:]
-        hint = " (killed: probably out of memory)" if code == -signal.SIGKILL else ""
-        return ChildError(
-            f"{child.name} ended with exit code {code}{hint} before it was "
-            "done. The last lines it wrote:\n"
-            + "\n".join(f"  | {line}" for line in tail or ["(nothing)"])
-        )
+        return child.error()
 
 
 @contextlib.contextmanager
@@ -181,7 +155,11 @@ def _team(job: Job, policy: str, addresses: list[str], folder: str) -> Iterator[
     try:
         for index in range(job.workers):
             name = f"worker {index} of " * (job.workers > 1) + f"the {policy} run"
-            children.append(_start(name, folder, job, policy, addresses, index))
+            place = (job, policy, addresses, index)
+            variables = variables_of(policy)
+            children.append(
+                processes.start(name, folder, worker.main, *place, variables=variables)
+            )
         yield Team(policy, children)
     finally:
         for child in children:
@@ -190,32 +168,15 @@ def _team(job: Job, policy: str, addresses: list[str], folder: str) -> Iterator[
             child.end()
 
 
-def _start(name: str, folder: str, *arguments) -> Child:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=worker.main, args=(theirs, *arguments))
-    log = os.path.join(folder, name)
-    with _as_for_child(log):
-        process.start()
-    theirs.close()
-    return Child(name, process, ours, log)
+def variables_of(policy: str) -> dict[str, str]:
+    """What the environment of a run needs beside this process's.
 
-
-@contextlib.contextmanager
-def _as_for_child(log: str) -> Iterator[None]:
-    """What a child inherits: no Ctrl-C (its parent ends it), stderr in a file."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    saved = os.dup(2)
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        signal.signal(signal.SIGINT, interrupt)
+    TensorFlow asks the processor whether oneDNN can compute in bfloat16. Where oneDNN
+    is told not to, it fails; TensorFlow's own kernels do not.
+    """
+    hidden = hardware.cpu_flags() & hardware.hidden_cpu_flags()
+    emulated = policy not in hardware.native_policies() and policy != BASELINE
+    return {"TF_ENABLE_ONEDNN_OPTS": "0"} if hidden and emulated else {}
 
 
 def _preamble(ready: dict) -> list[str]:
@@ -229,24 +190,19 @@ def _preamble(ready: dict) -> list[str]:
 
 def _heading(runs: list[Run]) -> str:
     metric = f"val {runs[0].metric}"[:14]
-    names = "".join(f"{run.policy:^35}" for run in runs)
-    columns = "".join(f" {'loss':>9} {metric:>14} {'ms/step':>9}" for _ in runs)
-    ratio = "  speed-up" if len(runs) > 1 else ""
-    return f"\n{'':5}{names.rstrip()}\nepoch{columns}{ratio}"
+    names = "".join(f"{run.policy:^26}" for run in runs)
+    columns = "".join(f" {'loss':>10} {metric:>14}" for _ in runs)
+    scale = f" {'loss scale':>11}" if runs[-1].scale else ""
+    return f"\n{'':5}{names.rstrip()}\nepoch{columns}{scale}"
 
 
 def _line(runs: list[Run], epoch: int) -> str:
     text = f"{epoch + 1:>5}"
     for run in runs:
-        time = run.step_time(epoch)
         value = run.epochs[epoch]["validation"].get(run.metric)
-        text += (
-            f" {number(run.loss(epoch), '#.5g'):>9} {number(value, '#.5g'):>14} "
-            f"{number(time and time * 1000, '.1f'):>9}"
-        )
-    if len(runs) > 1:
-        text += f"  {number(_speed_up_in(runs, epoch), '.2f', 'x'):>8}"
-    return text
+        text += f" {number(run.loss(epoch), '#.5g'):>10} {number(value, '#.5g'):>14}"
+    scale = runs[-1].epochs[epoch]["scales"][-1]
+    return text + (f" {number(scale, ',g'):>11}" if scale else "")
 
 
 def number(value: float | None, form: str, unit: str = "") -> str:

@@ -15,6 +15,7 @@ import sys
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import keras_mp
@@ -41,16 +42,17 @@ def _train(connection, job: tasks.Job, policy: str, device: str, strategy) -> No
     task = TASKS[job.task]
     job = tasks.with_defaults(job, task)
     data, batch_size = tasks.fit_batches(task.load(job), job)
+    job = tasks.with_steps(job, task, len(data.x), batch_size)
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = task.build(job, policy, data)
-    steps = task.steps or len(data.x) // batch_size
     ready = {
         "device": device,
         "notes": data.notes,
         "parameters": model.count_params(),
         "epochs": job.epochs,
         "batch_size": batch_size,
-        "steps_per_epoch": steps,
+        "steps_per_epoch": job.steps,
+        "growth_interval": job.growth_interval,
     }
     connection.send(("ready", ready))
     callbacks = [Lockstep(connection)]
@@ -60,7 +62,7 @@ def _train(connection, job: tasks.Job, policy: str, device: str, strategy) -> No
         batches(data.x, data.y, batch_size, seed=job.seed),
         validation_data=batches(data.x_val, data.y_val, batch_size),
         epochs=job.epochs,
-        steps_per_epoch=steps,
+        steps_per_epoch=job.steps,
         callbacks=callbacks,
         shuffle=False,
         verbose=0,
@@ -133,31 +135,44 @@ class Lockstep(keras.callbacks.Callback):
     """Waits for the parent before each epoch, and reports to it afterwards.
 
     A report holds lists with one value for each step: the loss of its batch (None if
-    it is not finite or the step was skipped), the seconds it took, the loss scale
-    (None without one).
+    it is not finite), whether it was skipped, the seconds it took, the loss scale
+    (None without one). And counts since the start: steps skipped, those of them that
+    changed a weight or a variable of the optimizer, and how often the scale grew.
     """
 
     def __init__(self, connection):
         super().__init__()
         self.connection = connection
-        self.skipped = 0
+        self.skipped = self.changing = self.growths = 0
 
     def on_epoch_begin(self, epoch, logs=None):
         self.connection.recv()
-        self.losses, self.seconds, self.scales = [], [], []
+        self.losses, self.skips, self.seconds, self.scales = [], [], [], []
 
     def on_train_batch_begin(self, batch, logs=None):
         # Keras reports an epoch's mean so far; after a reset, it is this step's loss.
         self.model.reset_metrics()
+        self.before = self._state()
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
         self.seconds.append(time.perf_counter() - self.started)
         skipped = logs.get("scaler_skipped", 0)
-        applied = skipped == self.skipped
+        self.skips.append(skipped > self.skipped)
+        if self.skips[-1]:
+            self.changing += not all(map(np.array_equal, self.before, self._state()))
         self.skipped = skipped
-        self.losses.append(finite(logs["loss"]) if applied else None)
+        self.growths = logs.get("scaler_growths", 0)
+        self.losses.append(finite(logs["loss"]))
         self.scales.append(finite(logs.get("scaler_scale")))
+
+    def _state(self):
+        """What a skipped step is to leave as it is; nothing without loss scaling."""
+        optimizer = self.model.optimizer
+        if not isinstance(optimizer, keras_mp.LossScaleOptimizer):
+            return []
+        variables = self.model.weights + optimizer.inner_optimizer.variables
+        return [np.array(variable) for variable in variables]
 
     def on_epoch_end(self, epoch, logs=None):
         validation = {
@@ -167,9 +182,12 @@ class Lockstep(keras.callbacks.Callback):
         }
         report = {
             "losses": self.losses,
+            "skips": self.skips,
             "seconds": self.seconds,
             "scales": self.scales,
             "skipped": self.skipped,
+            "changing": self.changing,
+            "growths": self.growths,
             "validation": validation,
             "peak_memory": peak_memory(),
         }

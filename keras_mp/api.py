@@ -1,0 +1,39 @@
+"""The public names of keras_mp."""
+
+from keras_mp import callbacks, hardware, layers, ops, scaling
+from keras_mp.conversion import convert
+from keras_mp.export import export
+from keras_mp.lint import Finding, lint
+from keras_mp.loading import load_model
+from keras_mp.memory import MemoryReport, memory_report
+from keras_mp.ops import float32
+from keras_mp.optimizer import LossScaleOptimizer
+from keras_mp.placement import Placement, PlacementReport
+from keras_mp.policies import Policy, policy_scope, set_policy
+from keras_mp.training import compile, wrap_optimizer
+from keras_mp.version import __version__
+
+__all__ = [
+    "Finding",
+    "LossScaleOptimizer",
+    "MemoryReport",
+    "Placement",
+    "PlacementReport",
+    "Policy",
+    "__version__",
+    "callbacks",
+    "compile",
+    "convert",
+    "export",
+    "float32",
+    "hardware",
+    "layers",
+    "lint",
+    "load_model",
+    "memory_report",
+    "ops",
+    "policy_scope",
+    "scaling",
+    "set_policy",
+    "wrap_optimizer",
+]
