@@ -347,6 +347,21 @@ def test_own_model_end_to_end_in_float16(files, capfd):
     assert starts[0] == pytest.approx(starts[1], rel=0.02)  # the same weights, batch
 
 
+def test_three_rows_by_default(files, capfd, monkeypatch):
+    monkeypatch.setattr(hardware, "native_policies", lambda: ("mixed_bfloat16",))
+    assert cli.main(["train", *files, "--epochs", "2", "--batch-size", "8"]) == 0
+    output, errors = capfd.readouterr()
+    assert errors == ""
+    head, *rows = re.search(r" +val accuracy .*(\n\w+ .*){3}", output)[0].split("\n")
+    assert re.split(r" {2,}", head.strip()) == [
+        "val accuracy", "difference", "ms/step", "speed-up", "memory", "final scale",
+        "growths", "skipped",
+    ]  # fmt: skip
+    assert [row.split()[0] for row in rows] == ["float32", *tasks.LOW_PRECISION]
+    assert "x" in rows[1].split()[4] and rows[2].split()[4] == "emulated"
+    assert (pathlib.Path(files[-1]) / "mine.png").exists()
+
+
 def test_replicas_on_logical_cpus(files, capfd):
     options = ["--replicas", "2", "--policy", "mixed_float16"]
     sizes = ["--epochs", "1", "--batch-size", "9"]
