@@ -6,14 +6,11 @@ It is read before TensorFlow starts, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
-import re
 
 from keras_mp.terminal import fail, quiet_start
 
 # Names of what `keras_mp.commands` imports, which would start TensorFlow.
 POLICIES = ("mixed_bfloat16", "mixed_float16")
-SECTIONS = ("optimizers", "stages", "casts", "islands", "memory", "distribution")
-MODELS = ("small", "wide", "embedding", "convolutional", "transformer")
 FORMATS = ("saved_model", "tflite", "onnx")
 
 
@@ -30,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
             commands.find_devices()
         return commands.run(arguments)
     except KeyboardInterrupt:
-        return fail(130, arguments.command, "interrupted")
+        return fail(130, f"keras-mp {arguments.command}", "interrupted")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,8 +36,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
-    _add_bench(commands)
-    _add_conformance(commands)
     _add_export(commands)
     _add_lint(commands)
     return parser
@@ -98,90 +93,6 @@ def _add_train(commands) -> None:
         help="if the model was not compiled; instead of its own otherwise",
     )
     own.add_argument("--optimizer", metavar="NAME", help="instead of the model's own")
-
-
-def _add_bench(commands) -> None:
-    parser = commands.add_parser(
-        "bench",
-        help="measure what loss scaling, casts, islands and replicas cost on this "
-        "machine",
-        description="Time training steps side by side, in rounds in which all "
-        "candidates take turns; end with tables and a JSON file.",
-    )
-    parser.add_argument(
-        "--device",
-        choices=("cpu", "gpu"),
-        default="cpu",
-        help="gpu: matrix products and step times on the first GPU (default: cpu)",
-    )
-    parser.add_argument(
-        "--section",
-        action="append",
-        choices=SECTIONS,
-        help="on the CPU: only this one; may be repeated (default: optimizers)",
-    )
-    parser.add_argument(
-        "--model",
-        action="append",
-        choices=MODELS,
-        help="only this one; may be repeated (default: all)",
-    )
-    parser.add_argument(
-        "--policy",
-        choices=("auto", "float32", *POLICIES),
-        default="auto",
-        help="of the models on the CPU (default: auto, by the hardware)",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=_positive(int),
-        default=15,
-        metavar="N",
-        help="of each instance of a model, for the median (default: 15)",
-    )
-    parser.add_argument(
-        "--output",
-        default="keras_mp_runs",
-        metavar="DIR",
-        help="folder for the JSON file (default: keras_mp_runs)",
-    )
-
-
-def _add_conformance(commands) -> None:
-    parser = commands.add_parser(
-        "conformance",
-        help="run every layer, activation, loss and metric in 16 bits beside float32",
-        description="Run every public layer, activation, loss and metric of Keras, "
-        "forward and backward, in 16 bits beside float32, with Keras alone and with "
-        "keras_mp; end with tables and a JSON file. Fails if one does with keras_mp, "
-        "or if one has no case.",
-    )
-    parser.add_argument(
-        "--policy",
-        action="append",
-        choices=POLICIES,
-        help="only this one; may be repeated (default: both)",
-    )
-    parser.add_argument(
-        "--name",
-        type=_pattern,
-        default=re.compile(""),
-        metavar="REGEX",
-        help="only cases in whose name it is found, such as ^Dense (default: all)",
-    )
-    parser.add_argument(
-        "--output",
-        default="keras_mp_runs",
-        metavar="DIR",
-        help="folder for the JSON file (default: keras_mp_runs)",
-    )
-
-
-def _pattern(text: str) -> re.Pattern:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def _add_export(commands) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -16,17 +15,13 @@ import textwrap
 
 import keras
 
-from keras_mp import hardware, processes, terminal
-from keras_mp.bench import suite
-from keras_mp.bench.workloads import WORKLOADS
+from keras_mp import hardware, processes
 from keras_mp.compare import custom, picture, report, runner, tasks, worker
-from keras_mp.compare.tasks import LOW_PRECISION, Job, UserError, explain
-from keras_mp.conformance import bounds, discover, measure, table
-from keras_mp.conformance.every import all_cases
+from keras_mp.compare.tasks import LOW_PRECISION, Job
 from keras_mp.export import export as export_model
 from keras_mp.lint import lint as lint_model
 from keras_mp.loading import holds_ours, load_model
-from keras_mp.terminal import progress, show
+from keras_mp.terminal import UserError, explain, fail, output_folder, progress, show
 
 # Of the wide network: enough for a median, and few, since its steps are long.
 WIDE = {"wide": True, "epochs": 5, "steps": 6}
@@ -42,18 +37,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     0: done; 1: it failed; 2: what was given cannot be used.
     """
+    name = f"keras-mp {arguments.command}"
     try:
         return COMMANDS[arguments.command](arguments) or 0
     except UserError as error:
-        return terminal.fail(2, arguments.command, error)
+        return fail(2, name, error)
     except processes.ChildError as error:
-        return terminal.fail(1, arguments.command, error)
+        return fail(1, name, error)
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Run the ``train`` command."""
     job = _job(arguments)
-    folder = _output_folder(arguments.output)
+    folder = output_folder(arguments.output)
     _need("matplotlib", "to draw the picture")
     if job.task == "digits":
         _need("sklearn", "because its data set of digits is the default task")
@@ -96,56 +92,6 @@ def policies_of_train(wanted: str) -> list[str]:
 
 def _nothing(line: str) -> None:
     """Show no line."""
-
-
-def bench(arguments: argparse.Namespace) -> None:
-    """Run the ``bench`` command."""
-    folder = _output_folder(arguments.output)
-    if arguments.device == "gpu":
-        sections = ["gpu"]
-        policy = None
-    else:
-        sections = arguments.section or ["optimizers"]
-        policy, reason = policy_of_bench(arguments.policy)
-        show(f"keras-mp bench: {', '.join(sections)}\n  policy:  {policy}. {reason}")
-    models = arguments.model or list(WORKLOADS)
-    results = suite.run(sections, models, policy, arguments.rounds, show)
-    for section in sections:
-        show(f"\n{suite.document(section, results)}")
-    path = folder / f"bench-{'-'.join(sections)}.json"
-    suite.write(path, results)
-    show(f"\nwrote {path}")
-
-
-def conformance(arguments: argparse.Namespace) -> int:
-    """Run the ``conformance`` command; return its exit code."""
-    folder = _output_folder(arguments.output)
-    every = all_cases()
-    cases = [case for case in every if arguments.name.search(case.title)]
-    if not cases:
-        raise explain(
-            f"--name {arguments.name.pattern}",
-            "an expression that is found in the name of a case, such as ^Dense",
-            f"none of {len(every)}",
-            "give another, or leave it out",
-        )
-    policies = arguments.policy or measure.POLICIES
-    results = list(measure.measure_all(cases, policies, show=show))
-    record = table.record(results)
-    show(f"\n{table.document(record)}")
-    path = folder / "conformance.json"
-    table.write(path, record)
-    show(f"\nwrote {path}")
-    untested = discover.untested(every)
-    if untested:
-        show(f"without a case: {', '.join(untested)}")
-    failing = [r for r in results if r.mode == "keras_mp" and bounds.failure(r)]
-    for result in failing:
-        show(
-            f"fails with keras_mp: keras.{result.kind} {result.title}, "
-            f"{result.scenario}, {result.policy}: {bounds.failure(result)}"
-        )
-    return 1 if untested or failing else 0
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -192,14 +138,6 @@ def lint(arguments: argparse.Namespace) -> int:
     return int(any(finding.severity != "note" for finding in findings))
 
 
-def policy_of_bench(wanted: str) -> tuple[str, str]:
-    """The policy to measure under, and why."""
-    advice = hardware.recommend()
-    if wanted == "auto":
-        return advice.policy, advice.reason
-    return wanted, f"As asked; the advice is {advice.policy}: {advice.reason}"
-
-
 def _job(arguments: argparse.Namespace) -> Job:
     """The job that was asked for, its files checked."""
     names = ("epochs", "batch_size", "learning_rate", "seed", "replicas", "workers")
@@ -235,23 +173,6 @@ def _job(arguments: argparse.Namespace) -> Job:
     return Job(arguments.task or "digits", **options)
 
 
-def _output_folder(path: str) -> pathlib.Path:
-    folder = pathlib.Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".keras_mp_probe"
-        with contextlib.closing(probe.open("w")):
-            probe.unlink()
-    except OSError as error:
-        raise explain(
-            f"--output {path}",
-            "a folder that can be written to",
-            f"{type(error).__name__}: {error.strerror}",
-            "give another folder",
-        ) from None
-    return folder
-
-
 def _need(module: str, why: str) -> None:
     if importlib.util.find_spec(module) is None:
         package = {"sklearn": "scikit-learn"}.get(module, module)
@@ -265,8 +186,6 @@ def _need(module: str, why: str) -> None:
 
 COMMANDS = {
     "train": train,
-    "bench": bench,
-    "conformance": conformance,
     "export": export,
     "lint": lint,
 }

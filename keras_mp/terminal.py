@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import re
 import sys
 import tempfile
@@ -20,6 +21,17 @@ _STARTUP = re.compile(
 )
 
 
+class UserError(Exception):
+    """Something the user gave cannot be used; the message says how to mend it."""
+
+
+def explain(called: str, needs: str, got: str, do: str) -> UserError:
+    """The error for an option that was called with what it cannot work with."""
+    return UserError(
+        f"{called}\n  it needs:   {needs}\n  it got:     {got}\n  what to do: {do}"
+    )
+
+
 def show(line: str) -> None:
     """Print at once, also into a pipe."""
     print(line, flush=True)
@@ -27,8 +39,30 @@ def show(line: str) -> None:
 
 def fail(code: int, command: str, message: object) -> int:
     """Say on stderr why a command ended, and return its exit code."""
-    print(f"\nkeras-mp {command}: {message}", file=sys.stderr)
+    print(f"\n{command}: {message}", file=sys.stderr)
     return code
+
+
+def output_folder(path: str) -> pathlib.Path:
+    """Make the folder that ``--output`` names, if need be, and see that it takes files.
+
+    Raises:
+        UserError: It does not.
+    """
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".keras_mp_probe"
+        with contextlib.closing(probe.open("w")):
+            probe.unlink()
+    except OSError as error:
+        raise explain(
+            f"--output {path}",
+            "a folder that can be written to",
+            f"{type(error).__name__}: {error.strerror}",
+            "give another folder",
+        ) from None
+    return folder
 
 
 @contextlib.contextmanager

@@ -1,8 +1,13 @@
 """Every test starts with Keras's own defaults and the same seeds."""
 
 import os
+import pathlib
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Behind what is installed, which is what is tested.
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 import keras  # noqa: E402
 import pytest  # noqa: E402

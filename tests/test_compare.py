@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import keras_mp
-from keras_mp import cli, hardware, processes
+from keras_mp import cli, hardware, processes, terminal
 from keras_mp.compare import custom, picture, report, runner, tasks, worker
 
 TIMEOUT = 240  # seconds, for runs that must not hang
@@ -262,7 +262,7 @@ def test_batches_divide_by_the_replicas_or_workers(kind):
         "batch size 8 instead of 16",
         "4 of the 5 validation samples used",
     ]
-    with pytest.raises(tasks.UserError, match=f"fewer {kind}"):
+    with pytest.raises(terminal.UserError, match=f"fewer {kind}"):
         tasks.fit_batches(data, tasks.Job(batch_size=1, **{kind: 2}))
 
 
@@ -322,7 +322,7 @@ def test_own_models_that_cannot_be_trained(
     model = save_model(tmp_path / "m.keras", compiled=compiled)
     data = save_data(tmp_path / "d.npz", features=features)
     job = tasks.Job("custom", model=model, data=data, **options)
-    with pytest.raises(tasks.UserError, match=expected):
+    with pytest.raises(terminal.UserError, match=expected):
         custom.build(job, "float32", custom.load_data(job))
 
 

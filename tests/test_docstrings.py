@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import pytest
 
+import benchmarks
+import conformance
 import keras_mp
 
 PUBLIC = [
@@ -22,7 +24,8 @@ WITHOUT_EXAMPLE = {"Island", "LossScale", "MemoryReport", "Verdict"}
 
 NAMES = [
     info.name
-    for info in pkgutil.walk_packages(keras_mp.__path__, "keras_mp.")
+    for package in (benchmarks, conformance, keras_mp)
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     if not info.name.endswith("__main__")
 ]
 

@@ -12,7 +12,8 @@ import numpy as np
 
 import keras_mp
 import keras_mp.api  # Keras knows what a file holds once it is imported
-from keras_mp.compare.tasks import Data, Job, Task, UserError, explain, loss_scaling
+from keras_mp.compare.tasks import Data, Job, Task, loss_scaling
+from keras_mp.terminal import UserError, explain
 
 SAVE_DATA = 'write it with np.savez("data.npz", x=x, y=y)'
 SAVE_MODEL = 'write it with model.save("model.keras")'

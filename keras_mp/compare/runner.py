@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 
 from keras_mp import hardware, processes
 from keras_mp.compare import worker
-from keras_mp.compare.tasks import Job, UserError
+from keras_mp.compare.tasks import Job
+from keras_mp.terminal import UserError
 
 BASELINE = "float32"
 

@@ -11,6 +11,7 @@ from keras import layers
 
 import keras_mp
 from keras_mp.scaling import DynamicLossScale
+from keras_mp.terminal import explain
 
 LOW_PRECISION = ("mixed_bfloat16", "mixed_float16")
 
@@ -21,17 +22,6 @@ GROWTHS, LEAST_INTERVAL = 8, 4
 
 TEXT_LENGTH = 64  # characters in one training sequence
 TEXT_SAMPLES = 256  # sequences for validation
-
-
-class UserError(Exception):
-    """Something the user gave cannot be used; the message says how to mend it."""
-
-
-def explain(called: str, needs: str, got: str, do: str) -> UserError:
-    """The error for an option that was called with what it cannot work with."""
-    return UserError(
-        f"{called}\n  it needs:   {needs}\n  it got:     {got}\n  what to do: {do}"
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_mp
-from keras_mp import hardware
+from keras_mp import hardware, terminal
 from keras_mp.compare import custom, tasks
 
 TASKS = {"digits": tasks.DIGITS, "text": tasks.TEXT, "custom": custom.CUSTOM}
@@ -33,7 +33,7 @@ def main(connection, job: tasks.Job, policy: str, *place) -> None:
     with connection, contextlib.suppress(EOFError, BrokenPipeError):
         try:
             _train(connection, job, policy, *claim_devices(job, *place))
-        except tasks.UserError as error:
+        except terminal.UserError as error:
             connection.send(("refused", str(error)))
 
 

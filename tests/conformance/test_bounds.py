@@ -7,8 +7,8 @@ too, which measures what is repaired, it is marked slow.
 import pytest
 import tensorflow as tf
 
-from keras_mp.conformance import bounds, measure
-from keras_mp.conformance.every import all_cases
+from conformance import bounds, measure
+from conformance.every import all_cases
 
 CASES = all_cases()
 IDS = [f"{case.kind}-{case.title}" for case in CASES]

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pytest
 
+from conformance import discover, measure, run
+from conformance.cases import UNROUNDED, Case
+from conformance.every import all_cases
+from conformance.modes import MODES
 from keras_mp import lists
-from keras_mp.conformance import discover, measure, run
-from keras_mp.conformance.cases import UNROUNDED, Case
-from keras_mp.conformance.every import all_cases
-from keras_mp.conformance.modes import MODES
 
 
 def test_all_of_keras_has_a_case_or_a_reason():

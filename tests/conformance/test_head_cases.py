@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import keras_mp
-from keras_mp.conformance import discover, head_cases
-from keras_mp.conformance.measure import POLICIES
+from conformance import discover, head_cases
+from conformance.measure import POLICIES
 
 # Takes embeddings that a layer has normalized: no activation is before it.
 WITHOUT_ACTIVATION = {"Circle"}

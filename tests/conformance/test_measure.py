@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_mp.conformance import measure
-from keras_mp.conformance.bounds import failure
-from keras_mp.conformance.cases import Case, Given, Subject
-from keras_mp.conformance.run import REFERENCE, Start, arguments, reference
+from conformance import measure
+from conformance.bounds import failure
+from conformance.cases import Case, Given, Subject
+from conformance.run import REFERENCE, Start, arguments, reference
 
 
 class Scaled(keras.layers.Layer):

@@ -6,10 +6,10 @@ import pathlib
 import keras
 import pytest
 
-from keras_mp.conformance import table
-from keras_mp.conformance.every import all_cases
-from keras_mp.conformance.measure import POLICIES, Error, Result
-from keras_mp.conformance.modes import MODES
+from conformance import table
+from conformance.every import all_cases
+from conformance.measure import POLICIES, Error, Result
+from conformance.modes import MODES
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 

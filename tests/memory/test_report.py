@@ -70,7 +70,6 @@ MODELS = {
 def measure(name, policy, optimizer, batch_size):
     """Return the bytes by which this process grows at most while it trains."""
     import tensorflow as tf
-
     from keras_mp.bench.memory import growth
 
     build, small = MODELS[name]

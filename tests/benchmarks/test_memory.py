@@ -1,0 +1,47 @@
+"""Measured peaks of training beside predicted ones."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from benchmarks import memory
+from keras_mp.processes import alone
+
+needs_proc = pytest.mark.skipif(
+    not pathlib.Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"
+)
+SIZE = 2**28
+
+
+@needs_proc
+def test_growth_is_what_training_takes_beyond_the_warm_up():
+    assert alone(grow) == pytest.approx(SIZE, rel=0.02)  # what Python itself takes
+
+
+def grow():
+    return memory.growth(
+        lambda: np.ones(2 * SIZE, "int8"), lambda: np.ones(SIZE, "int8")
+    )
+
+
+@needs_proc
+def test_each_case_is_measured_and_predicted(monkeypatch):
+    monkeypatch.setattr(memory, "ROWS", {"wide": (8,)})
+    monkeypatch.setattr(memory, "POLICIES", ("mixed_bfloat16",))
+    shown = []
+    results = memory.measure(["small", "wide"], shown.append)
+    assert len(shown) == len(results) == 2
+    for result, optimizer in zip(results, ("SGD", "Adam"), strict=True):
+        assert result["optimizer"] == optimizer
+        weights = 4 * 2048 * 2049 * 4
+        slots = {"SGD": 0, "Adam": 2}[optimizer]
+        for key in ("measured", "predicted"):
+            assert (1 + slots) * weights < result[key] < (4 + slots) * weights
+    assert "4 Dense of width 2048, mixed_bfloat16, Adam, 8" in memory.table(results)
+
+
+def test_the_error_is_that_of_the_prediction():
+    case = {"model": "wide", "policy": "float32", "optimizer": "SGD", "rows": 8}
+    shown = memory.table([case | {"measured": 200_000_000, "predicted": 220_000_000}])
+    assert shown.splitlines()[-1].endswith("| 200 | 220 | +10% |")
