@@ -204,7 +204,7 @@ def _update_one(update_step, gradient, variable, learning_rate):
 
 
 def _elementwise(scale, update_step, gradient, variable, learning_rate):
-    """Do so for an optimizer that looks at one number at a time, dividing first."""
+    """Update one variable of an optimizer whose rule is elementwise; unscale first."""
     large = math.prod(variable.shape) >= numerics.LARGE and "CPU" in variable.device
     if large and _is_apart() and not numerics.is_sparse(gradient):
         _update_dense(True, scale, update_step, gradient, variable, learning_rate)

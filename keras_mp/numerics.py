@@ -143,8 +143,9 @@ LARGE = 2**20
 #: So many small tensors of one shape, at least, are worth a stack.
 STACKED = 4
 
-#: TensorFlow stacks more numbers in several threads, which it first has to wake. And
-#: the first stacks are done while the last gradients are still computed.
+#: The most numbers in a stack. TensorFlow stacks more of them in several threads, which
+#: take longer to start than the work; and with small stacks the first are done while
+#: the last gradients are still computed.
 _STACK = 2**13 - 1
 
 

@@ -990,8 +990,9 @@ def _operation(tensor):
 def cast_here(gradient):
     """Return a dense ``gradient``, cast once more if it comes from a narrower dtype.
 
-    What enters a branch XLA writes to memory first. So let that be the narrow tensor,
-    which lies there anyway; the cast becomes part of what reads it.
+    XLA writes each input of a branch to memory first. The narrow tensor is in memory
+    already, and takes half the space; its cast becomes part of the operation that reads
+    it inside the branch.
     """
     import tensorflow as tf
 

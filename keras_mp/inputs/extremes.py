@@ -103,7 +103,8 @@ class Extremes:
 def _extremes_of(values):
     """Return the largest absolute value, and the largest part behind its point.
 
-    What is infinite or no number before any rounding is none of 16 bits' business.
+    A number that is infinite or NaN in float32 already does not count: 16 bits do not
+    cause it.
     """
     values = ops.cast(ops.reshape(values, (-1,))[:_NUMBERS], "float32")
     largest = ops.max(ops.abs(values), initial=0.0)

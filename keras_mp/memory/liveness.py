@@ -28,7 +28,7 @@ _OF_CASTS = {"weights": "casts", "gradients": "gradients"}
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 _BRANCHES = {"If", "StatelessIf", "Case"}
 _LOOPS = {"While", "StatelessWhile"}
-# Twice: how the blocks of the first round lie is better than they ever lie again.
+# Twice: the allocator is less fragmented in the first round than in any later one.
 _ORDERS = 2 * (graphs.WRITTEN, graphs.DEPTH_FIRST, graphs.BREADTH_FIRST, graphs.WRITTEN)
 
 
