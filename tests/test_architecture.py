@@ -4,6 +4,7 @@ The graph is read from the sources, so that a lazy import counts too.
 """
 
 import ast
+import inspect
 import pathlib
 
 import keras
@@ -184,13 +185,16 @@ def test_keras_internals_are_never_imported(path):
     assert not any(name.startswith("keras.src") for name in imports(path))
 
 
-def test_public_names_are_the_documented_ones():
-    assert keras_mp.__all__ == sorted(keras_mp.__all__)
+def test_public_names_have_docstrings_of_their_own():
     for module in (keras_mp, keras_mp.layers, keras_mp.callbacks, keras_mp.scaling):
         assert module.__all__ == sorted(module.__all__)
-        for name in module.__all__:
+        for name in set(module.__all__) - {"__version__"}:
             value = getattr(module, name)
-            assert getattr(value, "__doc__", None), f"{name} has no docstring"
+            # A class has its base's if it has none.
+            own = (
+                vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
+            )
+            assert own, f"{name} has no docstring"
 
 
 def test_public_classes_are_registered_for_saving():

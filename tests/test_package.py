@@ -2,12 +2,15 @@
 
 import email
 import pathlib
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
 
 import pytest
+
+from keras_mp.version import __version__
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -52,3 +55,13 @@ def test_sdist_builds_the_same_wheel(built):
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {"setup.cfg", "pyproject.toml", "README.md", "LICENSE"} <= names
     assert "keras_mp/py.typed" in names
+
+
+def test_the_changelog_begins_with_this_version():
+    headings = re.findall(r"^## \[(.*)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert headings[0] == __version__
+
+
+def test_wheel_holds_no_benchmark_and_no_conformance_code(built):
+    names, _ = metadata(built[0])
+    assert not any("bench" in name or "conformance" in name for name in names)
