@@ -13,6 +13,7 @@ from benchmarks.devices import share_gpus
 from benchmarks.steps import OPTIMIZERS
 from benchmarks.tables import markdown
 from benchmarks.workloads import Workload, sized
+from keras_mp import hardware
 from keras_mp.processes import alone
 
 POLICIES = ("float32", "mixed_bfloat16")
@@ -20,6 +21,7 @@ POLICIES = ("float32", "mixed_bfloat16")
 #: Rows of a batch, by the models that can be built smaller, to warm up with.
 ROWS = {"wide": (1024, 4096), "convolutional": (256, 1024), "transformer": (64, 256)}
 SMALL = {"width": 64}
+_STATUS = "/proc/self/status"
 STEPS = 6  # the allocator's peak is reached after a few
 
 
@@ -79,15 +81,10 @@ def growth(warm_up: Callable[[], None], train: Callable[[], None]) -> int:
         tf.config.experimental.reset_memory_stats("GPU:0")
         train()
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-    before = _status("VmRSS")
+    before = hardware.proc_bytes("VmRSS", _STATUS)
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     train()
-    return _status("VmHWM") - before
-
-
-def _status(field):
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(s.split()[1]) for s in lines if s.startswith(field)) * 1024
+    return hardware.proc_bytes("VmHWM", _STATUS) - before
 
 
 def _measured(model, policy, optimizer, rows):

@@ -177,7 +177,7 @@ def cpu_flags(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> set[str]:
     Args:
         cpuinfo: File in the format of Linux's /proc/cpuinfo.
     """
-    return set(_cpu_field("flags", cpuinfo).split())
+    return set(_field("flags", cpuinfo).split())
 
 
 def hidden_cpu_flags() -> set[str]:
@@ -194,12 +194,23 @@ def hidden_cpu_flags() -> set[str]:
 
 def cpu_name(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> str:
     """Return the processor's name; ``"CPU"`` where the system hides it."""
-    return _cpu_field("model name", cpuinfo) or platform.processor() or "CPU"
+    return _field("model name", cpuinfo) or platform.processor() or "CPU"
 
 
-def _cpu_field(field, cpuinfo):
-    """Return a field of the first processor in ``cpuinfo``, or an empty string."""
-    path = pathlib.Path(cpuinfo)
+def proc_bytes(field: str, path: str | os.PathLike) -> int | None:
+    """Return a size that Linux tells in kB, in bytes; None where it tells none.
+
+    Args:
+        field: Its name, such as ``"VmHWM"``, the most that a process has held.
+        path: The file: ``/proc/self/status`` or ``/proc/meminfo``.
+    """
+    value = _field(field, path)
+    return int(value.split()[0]) * 1024 if value else None
+
+
+def _field(field, path):
+    """Return the first value of a field in a file of /proc, or an empty string."""
+    path = pathlib.Path(path)
     lines = path.read_text().splitlines() if path.exists() else []
     values = [line.partition(":")[2] for line in lines if line.startswith(field)]
     return values[0].strip() if values else ""

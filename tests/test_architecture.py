@@ -77,7 +77,14 @@ ROOMS = {
     },
     "callbacks": {"optimizer"},
     "export": {"policies", "private"},
-    "memory": {"numerics", "optimizer", "policies", "private", "training"},
+    "memory": {
+        "hardware",
+        "numerics",
+        "optimizer",
+        "policies",
+        "private",
+        "training",
+    },
     "api": {
         "callbacks",
         "conversion",

@@ -137,3 +137,11 @@ def test_cpu_name_is_that_of_the_first_processor(tmp_path):
     path.write_text("processor\t: 0\nmodel name\t: Big Core 9\nmodel name\t: x\n")
     assert hardware.cpu_name(path) == "Big Core 9"
     assert hardware.cpu_name(tmp_path / "missing")
+
+
+def test_sizes_are_those_of_the_file(tmp_path):
+    path = tmp_path / "status"
+    path.write_text("Name:\tpython\nVmHWM:\t    2048 kB\nVmRSS:\t 1024 kB\n")
+    assert hardware.proc_bytes("VmHWM", path) == 2 * 2**20
+    assert hardware.proc_bytes("VmSwap", path) is None
+    assert hardware.proc_bytes("VmHWM", tmp_path / "absent") is None

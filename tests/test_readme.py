@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from support.processes import free_ports
+
+from keras_mp.processes import free_addresses
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -40,8 +41,8 @@ def test_two_workers_run_as_launched(tmp_path):
     (launch,) = [code for code in BASH if "TF_CONFIG" in code]
     (script,) = [code for code in PYTHON if "MultiWorkerMirroredStrategy" in code]
     (tmp_path / "train.py").write_text(script)
-    for port, free in zip(("12345", "12346"), free_ports(2), strict=True):
-        launch = launch.replace(port, str(free))
+    for port, free in zip(("12345", "12346"), free_addresses(2), strict=True):
+        launch = launch.replace(port, free.rpartition(":")[2])
     path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", launch],

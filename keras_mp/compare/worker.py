@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import pathlib
 import sys
 import time
 
@@ -213,14 +212,8 @@ def peak_memory() -> int | None:
     if gpus:
         infos = [tf.config.experimental.get_memory_info(f"GPU:{gpu}") for gpu in gpus]
         return max(info["peak"] for info in infos)
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():
-        lines = status.read_text().splitlines()
-        peaks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-        if peaks:
-            return int(peaks[0]) * 1024
     if sys.platform == "darwin":
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return None
+    return hardware.proc_bytes("VmHWM", "/proc/self/status")

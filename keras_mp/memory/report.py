@@ -7,13 +7,12 @@ counted by kind. The largest batch comes from doing so again for other sizes.
 import concurrent.futures
 import dataclasses
 import operator
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from keras_mp import policies
+from keras_mp import hardware, policies
 from keras_mp.memory import liveness, trace
 from keras_mp.memory.allocator import measured_by
 from keras_mp.optimizer import LossScaleOptimizer
@@ -271,11 +270,9 @@ def _free_memory():
         if device.device_type == "GPU":
             used = tf.config.experimental.get_memory_info("GPU:0")["current"]
             return device.memory_limit - used
-    meminfo = pathlib.Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+    available = hardware.proc_bytes("MemAvailable", "/proc/meminfo")
+    if available is not None:
+        return available
     raise ValueError(
         "MemoryReport.largest_batch() cannot tell how much memory is free on this "
         "system. Pass it in bytes as memory=."

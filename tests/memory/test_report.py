@@ -70,7 +70,8 @@ MODELS = {
 def measure(name, policy, optimizer, batch_size):
     """Return the bytes by which this process grows at most while it trains."""
     import tensorflow as tf
-    from keras_mp.bench.memory import growth
+
+    from benchmarks.memory import growth
 
     build, small = MODELS[name]
     keras_mp.set_policy(policy)
@@ -137,10 +138,9 @@ def long_case(case):
 )
 def test_prediction_is_near_what_training_takes(name, policy, optimizer, batch_size):
     command = [sys.executable, __file__, name, policy, optimizer, str(batch_size)]
-    root = str(pathlib.Path(keras_mp.__file__).parents[1])
     child = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": root},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
     )

@@ -7,9 +7,10 @@ outside.
 
 import json
 import os
-import socket
 import subprocess
 import sys
+
+from keras_mp.processes import free_addresses
 
 from .cells import STRATEGIES
 
@@ -40,20 +41,11 @@ def environments(strategy):
     common = {"PYTHONPATH": os.pathsep.join(sys.path), "TF_CPP_MIN_LOG_LEVEL": "3"}
     if processes == 1:
         return [common]
-    workers = [f"127.0.0.1:{port}" for port in free_ports(processes)]
+    workers = free_addresses(processes)
     return [
         common | {"TF_CONFIG": json.dumps(_cluster(workers, index))}
         for index in range(processes)
     ]
-
-
-def free_ports(count):
-    """Return ports that nobody listens on just now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def make_strategy(name):
