@@ -6,6 +6,8 @@ import sys
 from benchmarks import suite
 from benchmarks.workloads import WORKLOADS
 from keras_mp import hardware
+from keras_mp.cli import positive
+from keras_mp.processes import ChildError
 from keras_mp.terminal import UserError, fail, output_folder, show
 
 
@@ -13,13 +15,15 @@ def main(argv: list[str] | None = None) -> int:
     """Measure what is asked for; print tables, and write a JSON file.
 
     Returns:
-        The exit code: 2 if it cannot be measured here.
+        The exit code: 1 if a measurement fails, 2 if it cannot be made here.
     """
     arguments = _parser().parse_args(argv)
     try:
         _run(arguments)
     except UserError as error:
         return fail(2, "python -m benchmarks", error)
+    except ChildError as error:
+        return fail(1, "python -m benchmarks", error)
     return 0
 
 
@@ -49,13 +53,13 @@ def _parser():
     )
     parser.add_argument(
         "--policy",
-        choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+        choices=("auto", "float32", *hardware.MIXED_POLICIES),
         default="auto",
         help="of the models on the CPU (default: auto, by the hardware)",
     )
     parser.add_argument(
         "--rounds",
-        type=int,
+        type=positive(int),
         default=15,
         metavar="N",
         help="of each instance of a model, for the median (default: 15)",

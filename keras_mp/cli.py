@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 
+from keras_mp.hardware import MIXED_POLICIES
 from keras_mp.terminal import fail, quiet_start
 
-# Names of what `keras_mp.commands` imports, which would start TensorFlow.
-POLICIES = ("mixed_bfloat16", "mixed_float16")
+# Those of `keras_mp.export`, which would start TensorFlow.
 FORMATS = ("saved_model", "tflite", "onnx")
 
 
@@ -53,24 +53,24 @@ def _add_train(commands) -> None:
     )
     parser.add_argument(
         "--policy",
-        choices=("all", "auto", *POLICIES),
+        choices=("all", "auto", *MIXED_POLICIES),
         default="all",
         help="what to compare float32 with (default: all; auto: by the hardware)",
     )
-    parser.add_argument("--epochs", type=_positive(int), metavar="N")
-    parser.add_argument("--batch-size", type=_positive(int), metavar="N")
-    parser.add_argument("--learning-rate", type=_positive(float), metavar="RATE")
+    parser.add_argument("--epochs", type=positive(int), metavar="N")
+    parser.add_argument("--batch-size", type=positive(int), metavar="N")
+    parser.add_argument("--learning-rate", type=positive(float), metavar="RATE")
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--replicas",
-        type=_positive(int),
+        type=positive(int),
         default=1,
         metavar="N",
         help="train on N GPUs, or logical CPUs, with MirroredStrategy (default: 1)",
     )
     parser.add_argument(
         "--workers",
-        type=_positive(int),
+        type=positive(int),
         default=1,
         metavar="N",
         help="train in N processes, on a GPU each or on the CPU, with "
@@ -131,7 +131,7 @@ def _add_lint(commands) -> None:
     )
     parser.add_argument("model", metavar="MODEL.keras")
     parser.add_argument(
-        "--batch-size", type=_positive(int), metavar="N", help="to check as well"
+        "--batch-size", type=positive(int), metavar="N", help="to check as well"
     )
     parser.add_argument(
         "--json", action="store_true", help="print a JSON array of the findings"
@@ -145,7 +145,9 @@ def _seed(text: str) -> int:
     return value
 
 
-def _positive(kind: type):
+def positive(kind: type):
+    """Return what converts an argument to a finite number above 0, or refuses it."""
+
     def convert(text: str):
         value = kind(text)
         if not 0 < value < float("inf"):

@@ -17,8 +17,9 @@ import keras
 
 from keras_mp import hardware, processes
 from keras_mp.compare import custom, picture, report, runner, tasks, worker
-from keras_mp.compare.tasks import LOW_PRECISION, Job
+from keras_mp.compare.tasks import Job
 from keras_mp.export import export as export_model
+from keras_mp.hardware import MIXED_POLICIES
 from keras_mp.lint import lint as lint_model
 from keras_mp.loading import holds_ours, load_model
 from keras_mp.terminal import UserError, explain, fail, output_folder, progress, show
@@ -84,10 +85,10 @@ def train(arguments: argparse.Namespace) -> None:
 def policies_of_train(wanted: str) -> list[str]:
     """The mixed policies to train under."""
     if wanted == "all":
-        return list(LOW_PRECISION)
+        return list(MIXED_POLICIES)
     if wanted == "auto":
         wanted = hardware.recommend().policy
-    return [policy for policy in LOW_PRECISION if policy == wanted]
+    return [policy for policy in MIXED_POLICIES if policy == wanted]
 
 
 def _nothing(line: str) -> None:

@@ -1,9 +1,16 @@
 """Which low precision this machine's processors are fast in."""
 
+import itertools
 import os
 import pathlib
 import platform
 from typing import NamedTuple
+
+#: The policies in which products are in 16 bits.
+MIXED_POLICIES = ("mixed_bfloat16", "mixed_float16")
+
+#: The first compute capabilities whose tensor cores know bfloat16 and float16.
+BFLOAT16_GPU, FLOAT16_GPU = (8, 0), (7, 0)
 
 #: Flags in /proc/cpuinfo of processors that multiply bfloat16 matrices in hardware.
 BFLOAT16_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
@@ -87,13 +94,11 @@ def native(
         return ("mixed_bfloat16",)
     if capabilities:
         oldest = (0, 0) if None in capabilities else min(capabilities)
-        has = {"mixed_bfloat16": oldest >= (8, 0), "mixed_float16": oldest >= (7, 0)}
+        has = oldest >= BFLOAT16_GPU, oldest >= FLOAT16_GPU
     else:
-        has = {
-            "mixed_bfloat16": bool(flags.intersection(BFLOAT16_CPU_FLAGS)),
-            "mixed_float16": bool(flags.intersection(FLOAT16_CPU_FLAGS)),
-        }
-    return tuple(policy for policy, is_native in has.items() if is_native)
+        known = BFLOAT16_CPU_FLAGS, FLOAT16_CPU_FLAGS
+        has = tuple(bool(flags.intersection(each)) for each in known)
+    return tuple(itertools.compress(MIXED_POLICIES, has))
 
 
 def choose(
@@ -130,13 +135,13 @@ def _for_gpus(capabilities: list[tuple[int, int] | None]) -> Recommendation:
         )
     oldest = min(capabilities)
     shown = ".".join(map(str, oldest))
-    if oldest >= (8, 0):
+    if oldest >= BFLOAT16_GPU:
         return Recommendation(
             "mixed_bfloat16",
             f"The GPU's tensor cores compute in bfloat16 (compute capability {shown}, "
             "Ampere or later).",
         )
-    if oldest >= (7, 0):
+    if oldest >= FLOAT16_GPU:
         return Recommendation(
             "mixed_float16",
             f"The GPU's tensor cores compute in float16 but not in bfloat16 (compute "

@@ -123,7 +123,7 @@ ROOMS = {
         "processes",
         "terminal",
     },
-    "cli": {"commands", "terminal"},
+    "cli": {"commands", "hardware", "terminal"},
     "__main__": {"cli"},
 }
 

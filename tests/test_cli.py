@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from keras_mp import cli, commands, hardware
-from keras_mp.compare import tasks
 from keras_mp.export import formats
 
 X = np.linspace(0, 1, 40, dtype="float32").reshape(10, 4)
@@ -154,8 +153,7 @@ def test_which_precisions_are_trained(monkeypatch, wanted, advised, expected):
     assert commands.policies_of_train(wanted) == expected
 
 
-def test_the_names_to_choose_from_are_those_there_are():
-    assert cli.POLICIES == tasks.LOW_PRECISION
+def test_the_formats_to_choose_from_are_those_there_are():
     assert set(cli.FORMATS) == set(formats.FORMATS)
 
 

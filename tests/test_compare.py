@@ -357,7 +357,7 @@ def test_three_rows_by_default(files, capfd, monkeypatch):
         "val accuracy", "difference", "ms/step", "speed-up", "memory", "final scale",
         "growths", "skipped",
     ]  # fmt: skip
-    assert [row.split()[0] for row in rows] == ["float32", *tasks.LOW_PRECISION]
+    assert [row.split()[0] for row in rows] == ["float32", *hardware.MIXED_POLICIES]
     assert "x" in rows[1].split()[4] and rows[2].split()[4] == "emulated"
     assert (pathlib.Path(files[-1]) / "mine.png").exists()
 
@@ -508,7 +508,7 @@ def test_the_full_comparison(tmp_path, task, good):
     assert done.stderr == ""
     (path,) = tmp_path.glob("*.json")
     rows = json.loads(path.read_text())["table"]
-    assert [row["policy"] for row in rows] == ["float32", *tasks.LOW_PRECISION]
+    assert [row["policy"] for row in rows] == ["float32", *hardware.MIXED_POLICIES]
     assert all(good(row["validation"]) for row in rows)
     # The scale grew, overflowed and came back, with more than one step skipped.
     assert rows[2]["growths"] > rows[2]["steps_skipped"] > 1

@@ -179,11 +179,12 @@ def _on_skipped(comparison):
 
 def _on_hardware(comparison):
     yield comparison.reason
-    for row in rows(comparison):
+    table = rows(comparison)
+    for row in table:
         if row["speed_up"]:
             share = 1 / row["speed_up"]
             yield f"A step in {row['policy']} took {share:.2f} of float32's time."
-    emulated = [row["policy"] for row in rows(comparison) if row["emulated"]]
+    emulated = [row["policy"] for row in table if row["emulated"]]
     if emulated:
         verb = "is" if len(emulated) == 1 else "are"
         yield (

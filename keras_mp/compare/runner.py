@@ -152,12 +152,11 @@ class Team:
 @contextlib.contextmanager
 def _team(job: Job, policy: str, addresses: list[str], folder: str) -> Iterator[Team]:
     """Processes that train under the policy, one an address, ended on the way out."""
-    children = []
+    children, variables = [], variables_of(policy)
     try:
         for index in range(job.workers):
             name = f"worker {index} of " * (job.workers > 1) + f"the {policy} run"
             place = (job, policy, addresses, index)
-            variables = variables_of(policy)
             children.append(
                 processes.start(name, folder, worker.main, *place, variables=variables)
             )

@@ -13,8 +13,6 @@ import keras_mp
 from keras_mp.scaling import DynamicLossScale
 from keras_mp.terminal import explain
 
-LOW_PRECISION = ("mixed_bfloat16", "mixed_float16")
-
 # How often the loss scale could grow in a float16 run. Each time it doubles: after some
 # it overflows, comes back and grows again. In long training it grows each 2,000 steps;
 # in a few steps it is left nearly alone, since each skipped one would show.

@@ -63,3 +63,10 @@ def test_environment_names_the_machine_and_the_versions():
     assert f"keras {machine['versions']['keras']}" in suite.heading(machine)
     machine["gpus"] = ["H100", "H200"]
     assert suite.heading(machine).startswith(f"H100, H200, {machine['cpu']}, ")
+
+
+@pytest.mark.parametrize("rounds", ["0", "-3", "many"])
+def test_rounds_are_a_number_above_0(rounds, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--rounds", rounds])
+    assert "--rounds" in capsys.readouterr().err
