@@ -10,7 +10,7 @@ import contextlib
 
 from keras import ops
 
-from keras_mp import numerics, private
+from keras_mp import kinds, numerics, private
 
 
 def learning_rate(inner):
@@ -18,7 +18,7 @@ def learning_rate(inner):
 
     A schedule is asked by updates; Keras would ask it by micro-batches.
     """
-    schedule = private.learning_rate_schedule(inner)
+    schedule = private.optimizers.learning_rate_schedule(inner)
     return inner.learning_rate if schedule is None else schedule(inner.iterations)
 
 
@@ -37,8 +37,8 @@ class Window:
     def __init__(self, inner, variables, scale):
         self._inner = inner
         self._steps = inner.gradient_accumulation_steps
-        self._micro_batches = private.step_counter(inner)
-        self._sums = private.accumulators(inner, variables)
+        self._micro_batches = private.optimizers.step_counter(inner)
+        self._sums = private.optimizers.accumulators(inner, variables)
         self._variables = variables
         self._scale = scale
 
@@ -50,7 +50,7 @@ class Window:
     def collect(self, gradients):
         """Add a clean micro-batch to the sums. Called in a replica."""
         for total, gradient, variable in self._present(gradients):
-            if numerics.overwrites(variable):
+            if kinds.overwrites(variable):
                 total.assign(ops.maximum(total, gradient))
             else:
                 unscaled = numerics.unscale(gradient, self._scale)
@@ -69,7 +69,7 @@ class Window:
         return [means.get(id(variable)) for variable in self._variables]
 
     def _mean(self, total, gradient, variable):
-        if numerics.overwrites(variable):
+        if kinds.overwrites(variable):
             return ops.maximum(total, gradient)
         if self._scale is not None:
             total = ops.multiply(total, self._scale)

@@ -69,7 +69,7 @@ def convert(
         else:
             policies.put_under(layer, layer_policy)
     _retype(model, retyped)
-    for layer in private.walk(model):
+    for layer in private.layers.walk(model):
         policies.obey(layer, policy)
     policies.resolve_rules(model)
     return placement_report(model)
@@ -93,7 +93,7 @@ def _plan(layer, policy, path, inside_match):
         new = rules.for_layer(layer, path) if rules and not matched else policy
         yield layer, policies.FLOAT32 if matched else new
     if not isinstance(layer, Island):
-        for inner in private.sublayers(layer):
+        for inner in private.layers.sublayers(layer):
             yield from _plan(inner, policy, f"{path}/{inner.name}", matched)
 
 
@@ -107,7 +107,7 @@ def _to_retype(model, policy, plan):
         (variable, new.variable_dtype)
         for layer, new in plan
         if not isinstance(layer, Island)
-        for variable in private.own_variables(layer)
+        for variable in private.layers.own_variables(layer)
         if keras.backend.is_float_dtype(variable.dtype)
         and variable.dtype != new.variable_dtype
         and not _is_wide_on_purpose(layer, variable, new.variable_dtype)
@@ -144,7 +144,7 @@ def _retype(model, retyped):
     """Give variables their new dtypes; a compiled model is to be compiled again."""
     with distribute.scope_of(model):
         for variable, dtype in retyped:
-            private.retype(variable, dtype)
+            private.variables.retype(variable, dtype)
     if retyped and getattr(model, "compiled", False):
         # Its optimizer's variables are of the old dtypes.
-        private.forget_compiled(model)
+        private.trainer.forget_compiled(model)

@@ -18,7 +18,7 @@ from typing import Any
 
 import keras
 
-from keras_mp import numerics, private
+from keras_mp import casts, dtypes, private
 
 #: The readers: the graph of a Functional or Sequential model; a layer's ``call``, or
 #: another function, of the user's own; such a ``call`` that computes in float32; a step
@@ -85,8 +85,8 @@ def unrounded(structure: Any) -> Any:
 
 
 def _unrounded(leaf, known=None):
-    exact = private.before_rounding(leaf, known or _known)
-    return leaf if exact is None else private.with_mask_of(leaf, exact)
+    exact = private.tracing.before_rounding(leaf, known or _known)
+    return leaf if exact is None else private.tensors.with_mask_of(leaf, exact)
 
 
 def _known(leaf):
@@ -109,9 +109,11 @@ def widened(structure: Any, *, products: bool = False) -> Any:
     known = _known_product if products else _known
 
     def widen(leaf):
-        if not is_low(leaf):
+        if not dtypes.is_low(leaf):
             return leaf
-        return private.with_logits_of(leaf, numerics.widen(_unrounded(leaf, known)))
+        return private.tensors.with_logits_of(
+            leaf, casts.widen(_unrounded(leaf, known))
+        )
 
     return keras.tree.map_structure(widen, structure)
 
@@ -120,16 +122,11 @@ def rounded(structure: Any, dtype: str) -> Any:
     """Return ``structure`` with floats in ``dtype``; they remember what they were."""
 
     def narrow(leaf):
-        if not numerics.is_float(leaf) or numerics.dtype_of(leaf) == dtype:
+        if not dtypes.is_float(leaf) or dtypes.dtype_of(leaf) == dtype:
             return leaf
-        return remember(private.cast_with_mask(leaf, dtype), leaf)
+        return remember(private.tensors.cast_with_mask(leaf, dtype), leaf)
 
     return keras.tree.map_structure(narrow, structure)
-
-
-def is_low(leaf: Any) -> bool:
-    """Return whether ``leaf`` is a tensor of float16 or bfloat16."""
-    return numerics.is_float(leaf) and numerics.dtype_of(leaf) in private.LOW_PRECISION
 
 
 def hand_on(outputs: Any, dtype: str, *, wanted: bool = False) -> Any:
@@ -168,14 +165,14 @@ def hand_out(outputs: Any, *, of_model: bool, exact_heads: bool = False) -> Any:
 
 
 def _wide_in_graph(leaf):
-    if not is_low(leaf):
+    if not dtypes.is_low(leaf):
         return leaf
-    return _mark(numerics.dtype_of(leaf), widened(leaf, products=True))
+    return _mark(dtypes.dtype_of(leaf), widened(leaf, products=True))
 
 
 def _mark(dtype, leaf):
     """Have a tensor that stays in float32 remember the dtype that Keras would give."""
-    if numerics.is_float(leaf) and not is_low(leaf):
+    if dtypes.is_float(leaf) and not dtypes.is_low(leaf):
         with contextlib.suppress(AttributeError):
             setattr(leaf, _IN_KERAS, dtype)
     return leaf
@@ -183,7 +180,7 @@ def _mark(dtype, leaf):
 
 def dtype_in_keras(tensor: Any) -> str:
     """Return the dtype that Keras alone would have given a float ``tensor``."""
-    return getattr(tensor, _IN_KERAS, None) or numerics.dtype_of(tensor)
+    return getattr(tensor, _IN_KERAS, None) or dtypes.dtype_of(tensor)
 
 
 def as_in_keras(structure: Any) -> Any:

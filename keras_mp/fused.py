@@ -27,7 +27,7 @@ import math
 import keras
 from keras import ops
 
-from keras_mp import distribute, numerics, private
+from keras_mp import distribute, kinds, numerics, private, stacks
 
 #: Optimizers whose updates are known here, and with them what inherits theirs (AdamW).
 SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
@@ -51,13 +51,13 @@ def masks(optimizer, gradients, variables):
     where new values are computed beside the old ones, for small variables.
     """
     if _zero_changes_nothing(optimizer, variables):
-        return private.in_xla() or _stacks_many(optimizer, gradients, variables)
+        return private.tracing.in_xla() or _stacks_many(optimizer, gradients, variables)
     return _chooses(gradients, variables)
 
 
 def _zero_changes_nothing(optimizer, variables):
     """Return whether an update with gradients of zero leaves everything as it is."""
-    if not private.updates_as(optimizer, SGD):
+    if not private.optimizers.updates_as(optimizer, SGD):
         return False
     does_more = optimizer.momentum or optimizer.weight_decay or optimizer.use_ema
     return not does_more and all(map(_is_plain, variables))
@@ -67,21 +67,21 @@ def _stacks_many(optimizer, gradients, variables):
     if _formula_of(optimizer) is None:
         return False
     pairs = zip(gradients, (variable.value for variable in variables), strict=True)
-    dense = (pair for pair in pairs if not numerics.is_sparse(pair[0]))
+    dense = (pair for pair in pairs if not kinds.is_sparse(pair[0]))
     return sum(map(_is_small, dense)) >= MANY
 
 
 def _is_plain(variable):
     constrained = getattr(variable, "constraint", None) is not None
-    return not constrained and not numerics.overwrites(variable)
+    return not constrained and not kinds.overwrites(variable)
 
 
 def _chooses(gradients, variables):
     """Return whether to choose between old and new values of whole variables."""
-    if not private.in_xla() or distribute.has_strategy():
+    if not private.tracing.in_xla() or distribute.has_strategy():
         return False
     small = all(math.prod(variable.shape) <= _SMALL for variable in variables)
-    return small and not any(map(numerics.is_sparse, gradients))
+    return small and not any(map(kinds.is_sparse, gradients))
 
 
 @contextlib.contextmanager
@@ -103,41 +103,43 @@ def updates(optimizer, scale, variables, finite=None):
         with _old_unless(finite, [*variables, *optimizer.variables]):
             yield False
         return
-    parts = private.updating_parts(optimizer)
+    parts = private.optimizers.updating_parts(optimizer)
     formulas = {part: _formula_of(part) for part in parts}
     divides = all(formulas.values()) and not any(map(_clips, [optimizer, *parts]))
     with contextlib.ExitStack() as stack:
         for part, formula in formulas.items():
             hooks = _hooks(part, formula, finite, scale if divides else None)
             if hooks is not None:
-                stack.enter_context(private.updating_by(part, *hooks))
+                stack.enter_context(private.optimizers.updating_by(part, *hooks))
         yield divides
     if finite is not None:
-        counter = private.step_counter(optimizer)
+        counter = private.optimizers.step_counter(optimizer)
         counter.assign_sub(ops.cast(ops.logical_not(finite), counter.dtype))
 
 
 @contextlib.contextmanager
 def _old_unless(finite, variables):
     """Give ``variables`` the values they have now again, unless ``finite``."""
-    values = private.values_of(variables)
+    values = private.variables.values_of(variables)
     yield
     distribute.restore_unless(finite, variables, values)
 
 
 def _formula_of(optimizer):
     """Return what below knows the update of ``optimizer``, or None."""
-    if keras.backend.backend() != "tensorflow" or private.in_xla():
+    if keras.backend.backend() != "tensorflow" or private.tracing.in_xla():
         return None
-    if distribute.share_variables(private.step_counter(optimizer).value):
+    if distribute.share_variables(private.optimizers.step_counter(optimizer).value):
         return None  # what each replica does would be done several times
     known = {SGD: _Sgd, ADAM: _Adam}
     for cls, formula in known.items():
-        if private.updates_as(optimizer, cls):
+        if private.optimizers.updates_as(optimizer, cls):
             return formula
     if distribute.has_strategy():
         return None  # Keras updates in another context, which has no scale
-    elementwise = any(private.updates_as(optimizer, cls) for cls in ELEMENTWISE)
+    elementwise = any(
+        private.optimizers.updates_as(optimizer, cls) for cls in ELEMENTWISE
+    )
     return _elementwise if elementwise else None
 
 
@@ -167,7 +169,7 @@ def _masked(finite, gradient):
     """Return ``gradient``, or zeros if ``finite`` is false."""
     if finite is None:
         return gradient
-    return numerics.map_values(
+    return kinds.map_values(
         lambda values: ops.where(finite, values, ops.zeros((), values.dtype)), gradient
     )
 
@@ -177,7 +179,7 @@ def _update(formula, finite, scale, keras_update, gradients, variables, learning
     ours, others = ([], []), ([], [])
     for gradient, variable in zip(gradients, variables, strict=True):
         dtype = keras.backend.standardize_dtype(variable.dtype)
-        mine = dtype == "float32" and not numerics.is_sparse(gradient)
+        mine = dtype == "float32" and not kinds.is_sparse(gradient)
         if not mine:
             gradient = _masked(finite, numerics.unscale(gradient, scale))
         group = ours if mine else others
@@ -194,8 +196,8 @@ def _update(formula, finite, scale, keras_update, gradients, variables, learning
 
 def _update_one(update_step, gradient, variable, learning_rate):
     """Call Keras's ``update_step`` as is best for this one variable."""
-    size, sparse = math.prod(variable.shape), numerics.is_sparse(gradient)
-    if _is_apart() and sparse and size >= numerics.LARGE:
+    size, sparse = math.prod(variable.shape), kinds.is_sparse(gradient)
+    if _is_apart() and sparse and size >= stacks.LARGE:
         _update_rows(update_step, gradient, variable, learning_rate)
     elif _is_apart() and not sparse and size > _SMALL:
         _update_dense(None, None, update_step, gradient, variable, learning_rate)
@@ -205,8 +207,8 @@ def _update_one(update_step, gradient, variable, learning_rate):
 
 def _elementwise(scale, update_step, gradient, variable, learning_rate):
     """Update one variable of an optimizer whose rule is elementwise; unscale first."""
-    large = math.prod(variable.shape) >= numerics.LARGE and "CPU" in variable.device
-    if large and _is_apart() and not numerics.is_sparse(gradient):
+    large = math.prod(variable.shape) >= stacks.LARGE and "CPU" in variable.device
+    if large and _is_apart() and not kinds.is_sparse(gradient):
         _update_dense(True, scale, update_step, gradient, variable, learning_rate)
     else:
         gradient = numerics.unscale(gradient, scale)
@@ -219,13 +221,13 @@ def _is_apart():
         return False
     import tensorflow as tf
 
-    return not (tf.executing_eagerly() or private.in_xla())
+    return not (tf.executing_eagerly() or private.tracing.in_xla())
 
 
 def _update_dense(jit_compile, scale, update_step, gradient, variable, learning_rate):
     """Call Keras's ``update_step`` in a function of its own, which gets simplified.
 
-    TensorFlow simplifies nothing in a branch that is one node (`private.cond`), where a
+    TensorFlow simplifies nothing in a branch that is one node (`kernels.cond`), where a
     square that is written as a power takes ten times as long as a square. Compiled, all
     of it is one pass.
     """
@@ -238,7 +240,7 @@ def _update_dense(jit_compile, scale, update_step, gradient, variable, learning_
             gradient = numerics.rescale(gradient, inverse)
         update_step(gradient, variable, learning_rate)
 
-    dtype, narrow = gradient.dtype, private.before_cast(gradient)
+    dtype, narrow = gradient.dtype, private.tracing.before_cast(gradient)
     inverse = None if scale is None else numerics.inverse(scale)
     update(narrow, inverse, tf.convert_to_tensor(learning_rate))
 
@@ -306,7 +308,9 @@ class _Sgd:
         alone = list(itertools.filterfalse(_is_small, pairs))
         alone += self._stacked(list(filter(_is_small, pairs)))
         if alone:
-            private.cond(self._finite, lambda: self._all_in_place(alone), lambda: None)
+            private.kernels.cond(
+                self._finite, lambda: self._all_in_place(alone), lambda: None
+            )
 
     def _stacked(self, pairs):
         """Take away changes that are 0 if the step is bad. Return who has no stack."""
@@ -314,13 +318,15 @@ class _Sgd:
 
         alone = []
         rate = tf.where(self._finite, -self._rate, 0.0)
-        for places, stack in numerics.stacks([gradient for gradient, _ in pairs]):
+        for places, stack in stacks.small_ones_stacked(
+            [gradient for gradient, _ in pairs]
+        ):
             if len(places) == 1:
                 alone.append(pairs[places[0]])
                 continue
             # Times 0 it is 0, for inf and NaN too.
             changes = tf.raw_ops.MulNoNan(x=ops.cast(stack, "float32"), y=rate)
-            private.add_to([pairs[place][1] for place in places], changes)
+            private.variables.add_to([pairs[place][1] for place in places], changes)
         return alone
 
     def _all_in_place(self, pairs):
@@ -332,7 +338,7 @@ class _Sgd:
 
         if not self._optimizer.momentum:
             return self._plain_in_place(gradient, variable)
-        (momentum,) = private.slots(self._optimizer, variable, ["momentums"])
+        (momentum,) = private.optimizers.slots(self._optimizer, variable, ["momentums"])
         tf.raw_ops.ResourceApplyKerasMomentum(
             var=variable.handle,
             accum=momentum.handle,
@@ -345,7 +351,7 @@ class _Sgd:
     def _plain_in_place(self, gradient, variable):
         import tensorflow as tf
 
-        narrow = numerics.narrow(gradient)
+        narrow = stacks.without_slow_cast(gradient)
         if narrow is not gradient and "CPU" in variable.device:
             _subtract()(variable.handle, narrow, self._rate)
             return
@@ -397,20 +403,20 @@ class _Adam:
             together[tuple(variable.shape) if _is_small(pair) else None].append(pair)
         alone = together.pop(None, [])
         for group in together.values():
-            if len(group) >= numerics.STACKED:
+            if len(group) >= stacks.STACKED:
                 self._stacked(*zip(*group, strict=True))
             else:
                 alone += group
         for gradient, variable in alone:
             # Cast here, a temporary takes the product in place.
-            gradient = ops.cast(private.before_cast(gradient), "float32")
+            gradient = ops.cast(private.tracing.before_cast(gradient), "float32")
             self._in_place(gradient * self._inverse, variable)
 
     def _slots(self, variable):
         names = ["_momentums", "_velocities"]
         if self._optimizer.amsgrad:
             names.append("_velocity_hats")
-        return private.slots(self._optimizer, variable, names)
+        return private.optimizers.slots(self._optimizer, variable, names)
 
     def _in_place(self, gradient, variable):
         import tensorflow as tf
@@ -426,13 +432,13 @@ class _Adam:
         """Update variables of one shape by one compiled formula."""
         slots = list(zip(*map(self._slots, variables), strict=True))
         changes = _adam_changes()(
-            ops.stack(list(map(private.before_cast, gradients))),
-            [private.stacked(each) for each in slots],
+            ops.stack(list(map(private.tracing.before_cast, gradients))),
+            [private.variables.stacked(each) for each in slots],
             self._inverse,
             **self._numbers,
         )
         for each, change in zip([*slots, variables], changes, strict=True):
-            private.add_to(each, change)
+            private.variables.add_to(each, change)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ probabilities, whose error is that of their exponent. Any other head is put in f
 
 import keras
 
-from keras_mp import guards, lists, policies, private
+from keras_mp import dtypes, guards, lists, policies, private
 
 _BEFORE = "_keras_mp_before_head"
 
@@ -24,7 +24,7 @@ def settle(model: keras.Model) -> None:
         model: A compiled Keras model. One that was compiled for another loss before
             gets its former heads back.
     """
-    for layer in private.walk(model):
+    for layer in private.layers.walk(model):
         guards.set_exact_heads(layer, False)
         before = vars(layer).pop(_BEFORE, None)
         if before is not None:
@@ -48,11 +48,11 @@ def reason(layer: keras.layers.Layer) -> str | None:
 
 
 def _keep(layer, path):
-    low = layer.compute_dtype in private.LOW_PRECISION
+    low = dtypes.computes_low(layer)
     if not low or policies.place_in_lists(layer, path) == "allow":
         return
-    inner = private.walk(layer)[1:]
-    if inner and private.has_own_call(layer):
+    inner = private.layers.walk(layer)[1:]
+    if inner and private.layers.has_own_call(layer):
         guards.set_exact_heads(layer, True)
         return
     dtype = layer.compute_dtype
@@ -66,31 +66,31 @@ def _keep(layer, path):
 
 def _outputs(model):
     """Yield path, layer, name and place of what ends each output of a graph."""
-    if not private.has_graph(model) or not model.built:
+    if not private.graphs.has_graph(model) or not model.built:
         return
-    if private.graph_of(model) is None:
+    if private.graphs.graph_of(model) is None:
         return
-    for place, (name, tensor) in enumerate(private.named_outputs(model)):
+    for place, (name, tensor) in enumerate(private.graphs.named_outputs(model)):
         for layer, path in _last_layers(tensor, model.name):
             yield path, layer, name, place
 
 
 def _last_layers(tensor, path):
     """Yield the layers, with paths, that compute ``tensor`` from the last products."""
-    operation, index = private.source_of(tensor)
+    operation, index = private.graphs.source_of(tensor)
     if isinstance(operation, keras.layers.InputLayer):
         return
     is_layer = isinstance(operation, keras.layers.Layer)
     inner_path = f"{path}/{operation.name}"
-    if is_layer and private.has_graph(operation):
-        inner = private.graph_of(operation)
+    if is_layer and private.graphs.has_graph(operation):
+        inner = private.graphs.graph_of(operation)
         yield from _last_layers(inner.outputs[index], inner_path)
         return
     if is_layer:
         yield operation, inner_path
         if operation.weights:
             return
-    for source in private.inputs_of(tensor):
+    for source in private.graphs.inputs_of(tensor):
         yield from _last_layers(source, path)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_mp import flow, guards, policies, private, training
+from keras_mp import dtypes, flow, guards, policies, private, training
 
 
 class Finding(NamedTuple):
@@ -136,8 +136,10 @@ def _check(model, batch_size):
             "row. Pass the rows of one batch, or leave it out."
         )
     # A model without a call, such as a GAN, is never built; its layers are.
-    unbuilt = [layer.name for layer in private.walk(model)[1:] if not layer.built]
-    if not model.built and (unbuilt or not private.sublayers(model)):
+    unbuilt = [
+        layer.name for layer in private.layers.walk(model)[1:] if not layer.built
+    ]
+    if not model.built and (unbuilt or not private.layers.sublayers(model)):
         raise ValueError(
             "keras_mp.lint(model) needs a model that is built, because its shapes "
             f"decide. Got model '{model.name}', which is not built. Give it a "
@@ -169,7 +171,7 @@ def _scaling(model, places):
         for layer, path in places
         if layer.compute_dtype == "float16"
         and not isinstance(layer, keras.layers.InputLayer)
-        and not private.sublayers(layer)
+        and not private.layers.sublayers(layer)
     ]
     half = half or [model.name]
     others = f", as do {len(half) - 1} more," if len(half) > 1 else ""
@@ -229,10 +231,10 @@ _WHY = {
 def _sensitive(places):
     inside = _inside_whole(places)
     for layer, path in places:
-        low = layer.compute_dtype in private.LOW_PRECISION
+        low = dtypes.computes_low(layer)
         if low and policies.is_convertible(layer) and id(layer) not in inside:
             fix = "make it safe with keras_mp.compile or keras_mp.convert"
-            if not private.sublayers(layer) or guards.is_whole(layer):
+            if not private.layers.sublayers(layer) or guards.is_whole(layer):
                 fix += f", or keep it in float32: Policy(..., float32=['{layer.name}'])"
             for why in _reasons(layer, path):
                 yield Finding(
@@ -259,7 +261,7 @@ def _islands(places):
 def _inside_whole(places):
     """Return the ids of the layers in those whose guards are for all inside them."""
     whole = [layer for layer, _ in places if guards.is_whole(layer)]
-    return {id(inner) for layer in whole for inner in private.walk(layer)[1:]}
+    return {id(inner) for layer in whole for inner in private.layers.walk(layer)[1:]}
 
 
 def _reasons(layer, path):
@@ -298,7 +300,7 @@ def _heads(model, path, in_step):
     if not policies.is_low_anywhere(model):
         return
     if type(model).call is keras.Model.call:  # such as a GAN
-        for inner in private.sublayers(model):
+        for inner in private.layers.sublayers(model):
             if isinstance(inner, keras.Model):
                 yield from _heads(inner, f"{path}/{inner.name}", in_step)
         return
@@ -316,7 +318,7 @@ def _heads(model, path, in_step):
         return
     for output, layer in zip(outputs, _output_paths(model, path, outputs), strict=True):
         dtype = keras.backend.standardize_dtype(output.dtype)
-        if dtype in private.LOW_PRECISION:
+        if dtype in dtypes.LOW_PRECISION:
             yield Finding(
                 "warning",
                 "head",
@@ -331,11 +333,11 @@ def _heads(model, path, in_step):
 def _traced(model, in_step):
     apart = (
         change
-        for layer in private.walk(model)
-        for change in private.losses_apart(layer)
+        for layer in private.layers.walk(model)
+        for change in private.attributes.losses_apart(layer)
     )
     reader = flow.STEP if in_step else None
-    with private.attributes_for_now(apart), flow.read_by(reader):
+    with private.attributes.attributes_for_now(apart), flow.read_by(reader):
         trace = _Trace(model).compute_output_spec
         if getattr(model, "inputs", None):
             sequential = isinstance(model, keras.Sequential)
@@ -368,7 +370,7 @@ _LOSS_FUNCTIONS = {
 def _functional_losses(model, is_head_low):
     for loss in filter(None, keras.tree.flatten(getattr(model, "loss", None))):
         dtype = getattr(loss, "dtype", keras.config.floatx())
-        if dtype in private.LOW_PRECISION:
+        if dtype in dtypes.LOW_PRECISION:
             name = getattr(loss, "name", None) or getattr(loss, "__name__", loss)
             yield Finding(
                 "warning",
@@ -418,7 +420,7 @@ def _loss_functions_in(cls, name):
             if inspect.isfunction(value) and value in _LOSS_FUNCTIONS:
                 found += [value] if value not in found else []
             own = getattr(cls, attribute or "", None)
-            if inspect.isfunction(own) and not private.is_code_of_keras(own):
+            if inspect.isfunction(own) and not private.layers.is_code_of_keras(own):
                 waiting.append(attribute)
     yield from found
 
@@ -505,12 +507,12 @@ def _misaligned(path, sizes, multiple, cost):
 
 def _multiple(layer):
     """Return of what sizes are to be multiples; None if it is on no tensor core."""
-    modes = {inner.quantization_mode for inner in private.walk(layer)}
+    modes = {inner.quantization_mode for inner in private.layers.walk(layer)}
     if modes - {None, "float8"}:
         return None
     if "float8" in modes:
         return 16
-    return 8 if layer.compute_dtype in private.LOW_PRECISION else None
+    return 8 if dtypes.computes_low(layer) else None
 
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -528,7 +530,7 @@ def _products(layer):
     Of depthwise convolutions none: they are no matrix products.
     """
     if guards.is_whole(layer):
-        yield from filter(None, map(_projection, private.sublayers(layer)))
+        yield from filter(None, map(_projection, private.layers.sublayers(layer)))
     elif isinstance(layer, keras.layers.EinsumDense):
         yield _einsum(layer.equation, layer.kernel.shape)
     elif isinstance(layer, keras.layers.Dense):
@@ -544,7 +546,7 @@ def _products(layer):
     elif isinstance(layer, _SEPARABLE):
         *area, channels, filters = layer.pointwise_kernel.shape
         yield _convolution(area, channels, filters)
-    elif private.is_of_keras(layer) and hasattr(layer, "recurrent_kernel"):
+    elif private.layers.is_of_keras(layer) and hasattr(layer, "recurrent_kernel"):
         *area, units, gates = layer.recurrent_kernel.shape
         count = math.prod(area) * (gates // units)
         for name, size in ("input features", layer.kernel.shape[-2]), ("units", units):

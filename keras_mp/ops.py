@@ -13,7 +13,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mp import numerics, private
+from keras_mp import casts, dtypes, private
 
 
 def float32(
@@ -57,7 +57,7 @@ def float32(
     """
     if function is None:
         return functools.partial(float32, output_dtype=output_dtype)
-    output_dtype = numerics.checked_float_dtype("keras_mp.float32", output_dtype)
+    output_dtype = dtypes.checked_float_dtype("keras_mp.float32", output_dtype)
     if not callable(function) or isinstance(function, keras.layers.Layer):
         raise TypeError(
             "keras_mp.float32(function) needs a function or a method. Got "
@@ -68,25 +68,25 @@ def float32(
     @functools.wraps(function)
     def in_float32(*args, **kwargs):
         dtype = _common_dtype((args, kwargs))
-        with private.variables_as_stored():
+        with private.variables.variables_as_stored():
             args, kwargs = keras.tree.map_structure(_widened, (args, kwargs))
             outputs = function(*args, **kwargs)
-        if output_dtype is None and dtype not in private.LOW_PRECISION:
+        if output_dtype is None and dtype not in dtypes.LOW_PRECISION:
             return outputs
-        return numerics.cast_floats(outputs, output_dtype or dtype)
+        return casts.cast_floats(outputs, output_dtype or dtype)
 
     return in_float32
 
 
 def _common_dtype(structure):
     """Return the dtype of a result of the floats in ``structure``; None without any."""
-    dtypes = list(filter(None, map(_float_dtype, keras.tree.flatten(structure))))
-    return keras.backend.result_type(*dtypes) if dtypes else None
+    found = list(filter(None, map(_float_dtype, keras.tree.flatten(structure))))
+    return keras.backend.result_type(*found) if found else None
 
 
 def _widened(leaf):
-    low = _float_dtype(leaf) in private.LOW_PRECISION
-    return private.cast_with_mask(leaf, "float32") if low else leaf
+    low = _float_dtype(leaf) in dtypes.LOW_PRECISION
+    return private.tensors.cast_with_mask(leaf, "float32") if low else leaf
 
 
 def _float_dtype(leaf):

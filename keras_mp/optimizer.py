@@ -13,7 +13,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mp import accumulation, distribute, fused, numerics, private, scaling
+from keras_mp import (
+    accumulation,
+    distribute,
+    dtypes,
+    fused,
+    kinds,
+    numerics,
+    private,
+    scaling,
+)
 from keras_mp.scaling import LossScale
 
 # What the wrapper must not answer for itself: these settings and this state are the
@@ -328,8 +337,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         inner = self.inner_optimizer
 
         def update(grads, divided):
-            if private.in_xla():
-                grads = [private.cast_here(gradient) for gradient in grads]
+            if private.tracing.in_xla():
+                grads = [private.tracing.cast_here(gradient) for gradient in grads]
             if not divided:
                 grads = self._unscaled(grads, variables, scale)
             with window.closing() if window else contextlib.nullcontext():
@@ -337,7 +346,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
         def commit(each, grads, finite=None):
             with (
-                private.update_only(inner),
+                private.optimizers.update_only(inner),
                 fused.updates(inner, scale, variables, finite) as divides,
             ):
                 each(functools.partial(update, divided=divides), grads)
@@ -351,7 +360,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             window=window,
             aggregate=aggregate_gradients,
             wire_dtype=self._all_reduce_dtype,
-            overwrites=[numerics.overwrites(variable) for variable in variables],
+            overwrites=[kinds.overwrites(variable) for variable in variables],
         )
         distribute.run_step(step, grads, state=self._scale_variable)
 
@@ -435,7 +444,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         return [
             # A float8 layer's "gradients" are its new scaling factors.
             gradient
-            if numerics.overwrites(variable)
+            if kinds.overwrites(variable)
             else numerics.unscale(gradient, scale)
             for gradient, variable in zip(grads, variables, strict=True)
         ]
@@ -468,7 +477,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             if after is not before:
                 variable.assign(after)
         if exhausted is not False:
-            private.raise_if(exhausted, _EXHAUSTED)
+            private.kernels.raise_if(exhausted, _EXHAUSTED)
 
     def _count_overflows(self, overflowed):
         self._overflows.assign_add(ops.cast(overflowed, self._overflows.dtype))
@@ -650,7 +659,7 @@ def checked_inner(inner_optimizer):
 
 
 def _check_all_reduce_dtype(dtype):
-    if dtype is not None and dtype not in private.LOW_PRECISION:
+    if dtype is not None and dtype not in dtypes.LOW_PRECISION:
         raise ValueError(
             f"LossScaleOptimizer(all_reduce_dtype={dtype!r}): it must be None, "
             "'float16' or 'bfloat16'. None sums gradients in their own dtype."

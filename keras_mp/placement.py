@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_mp import guards, heads, policies, private
+from keras_mp import dtypes, guards, heads, policies, private
 from keras_mp.layers import Island
 
 
@@ -77,7 +77,7 @@ def placement_report(model: keras.layers.Layer) -> PlacementReport:
 def _places(layer, path, around):
     """Yield each layer with its path and the (layer, path) of those around it."""
     yield layer, path, around
-    for inner in private.sublayers(layer):
+    for inner in private.layers.sublayers(layer):
         yield from _places(inner, f"{path}/{inner.name}", (*around, (layer, path)))
 
 
@@ -94,7 +94,7 @@ def _placement(layer, path, around, mixed):
 
 
 def _guards_of(layer, reason):
-    if layer.compute_dtype not in private.LOW_PRECISION:
+    if not dtypes.computes_low(layer):
         return ()
     # A layer may get its guards only as it is built; and one that had them before a
     # rule allowed it has them still.
@@ -140,7 +140,7 @@ def _reason(layer, path, around, mixed):
     if heads.reason(layer):
         return heads.reason(layer)
     place = policies.place_in_lists(layer, path)
-    if layer.compute_dtype in private.LOW_PRECISION:
+    if dtypes.computes_low(layer):
         reasons = {"allow": _ALLOWED, "follow": "as its inputs: moves numbers only"}
         return reasons.get(place, "the policy")
     if policies.has_rule(layer, path, around):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import keras
 
-from keras_mp import guards, hardware, lists, private
+from keras_mp import dtypes, guards, hardware, lists, private
 
 _KERAS_MODULES = {"keras.layers": keras.layers, "keras": keras}
 
@@ -187,7 +187,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         return self.default_policy
 
     def __setitem__(self, path, policy):
-        private.set_layer_policy(self._layer(), policy)
+        private.layers.set_layer_policy(self._layer(), policy)
 
     def __contains__(self, path):
         return False
@@ -265,7 +265,7 @@ def layers_with_paths(layer, path=None):
     """
     path = path or layer.name
     yield layer, path
-    for inner in private.sublayers(layer):
+    for inner in private.layers.sublayers(layer):
         yield from layers_with_paths(inner, f"{path}/{inner.name}")
 
 
@@ -284,9 +284,9 @@ def put_under(layer, policy):
         layer.outer_policy = policy
     elif is_convertible(layer):
         guards.keep(layer, None)
-        private.set_layer_policy(layer, policy)
+        private.layers.set_layer_policy(layer, policy)
         if isinstance(layer, keras.Model):
-            private.forget_dtypes(layer)
+            private.trainer.forget_dtypes(layer)
         if isinstance(layer, keras.layers.Normalization):
             # It keeps what it adapted to in the compute dtype of the time.
             layer.finalize_state()
@@ -301,7 +301,7 @@ def keep_in_float32(layer, dtype, wanted=False):
             one, nor of layers inside a container that is kept in float32 itself.
         wanted: Whether a rule of the user's asks for it.
     """
-    low = dtype in private.LOW_PRECISION
+    low = dtype in dtypes.LOW_PRECISION
     put_under(layer, FLOAT32)
     if hasattr(layer, "outer_policy") or layer.compute_dtype != "float32":
         return
@@ -321,9 +321,7 @@ def is_convertible(layer):
 
 def is_low_anywhere(model):
     """Return whether ``model`` or any layer in it computes in float16 or bfloat16."""
-    return any(
-        layer.compute_dtype in private.LOW_PRECISION for layer in private.walk(model)
-    )
+    return any(dtypes.computes_low(layer) for layer in private.layers.walk(model))
 
 
 def resolve_rules(layer, path=None):
@@ -355,7 +353,7 @@ def _resolve(layer, path, around, outer, inside_kept):
     if kept:
         dtype = None if inside_kept else policy.compute_dtype
         keep_in_float32(layer, dtype, wanted=True)
-    for inner in private.sublayers(layer):
+    for inner in private.layers.sublayers(layer):
         place = f"{path}/{inner.name}"
         _resolve(inner, place, places, policy, inside_kept or kept)
 
@@ -366,7 +364,7 @@ def _settle_all(layer, path, around):
     obey(layer, policy)
     _settle(layer, path)
     if not guards.is_whole(layer):
-        for inner in private.sublayers(layer):
+        for inner in private.layers.sublayers(layer):
             _settle_all(inner, f"{path}/{inner.name}", policy)
 
 
@@ -388,7 +386,7 @@ def _settle(layer, path):
 
 
 def _holds_low(layer):
-    return bool(private.sublayers(layer)) and is_low_anywhere(layer)
+    return bool(private.layers.sublayers(layer)) and is_low_anywhere(layer)
 
 
 def _off(layer):
@@ -399,7 +397,7 @@ def _off(layer):
 
 def _is_settled(layer):
     """Return whether the lists have a say in how ``layer`` computes."""
-    return layer.compute_dtype in private.LOW_PRECISION and is_convertible(layer)
+    return dtypes.computes_low(layer) and is_convertible(layer)
 
 
 def place_in_lists(layer, path):
@@ -413,7 +411,7 @@ def place_in_lists(layer, path):
         return "allow"
     if lists.matches_any(rules.follow, layer, path):
         return "follow"
-    if private.is_subclass_of_the_users(layer):
+    if private.layers.is_subclass_of_the_users(layer):
         return None  # its own code takes what Keras gives it
     if lists.matches_any(lists.DENY, layer, path):
         return "float32"
@@ -448,21 +446,21 @@ def obey(layer, policy):
 def _choose(layer, policy, path, attribute):
     """Return what ``layer`` gets that is given ``policy`` as ``attribute``."""
     if not isinstance(policy, Policy):
-        low = policy.compute_dtype in private.LOW_PRECISION
-        if _loading and low and private.has_own_call(layer):
+        low = dtypes.computes_low(policy)
+        if _loading and low and private.layers.has_own_call(layer):
             guards.guard_own(layer, strict=False)
         return policy
     obey(layer, policy)
     chosen = policy.for_layer(layer, path)
     if attribute == "outer_policy":
         return chosen
-    low = chosen.compute_dtype in private.LOW_PRECISION
+    low = dtypes.computes_low(chosen)
     if low and place_in_lists(layer, path) == "float32":
         chosen = FLOAT32
-    if chosen is FLOAT32 and policy.compute_dtype in private.LOW_PRECISION:
+    if chosen is FLOAT32 and dtypes.computes_low(policy):
         wanted = policy.matches(layer, path)
         guards.keep(layer, policy.compute_dtype, wanted)
-    if policy.compute_dtype in private.LOW_PRECISION and private.has_own_call(layer):
+    if dtypes.computes_low(policy) and private.layers.has_own_call(layer):
         # Its code may run, to build it, before it is built.
         guards.guard_own(layer, policy.strict)
     return chosen
@@ -490,7 +488,7 @@ def _attached(layer, sublayer):
     policy = _rules_of(layer)
     rules = [each for each in (policy, _rules_of(sublayer)) if each is not None]
     at_stake = any(each.all_rules for each in rules)
-    place = private.place_of(layer)
+    place = private.layers.place_of(layer)
     path = f"{place}/{sublayer.name}"
     if at_stake:
         _resolve(sublayer, path, [(layer, place)], policy_of(layer), _is_kept(layer))
@@ -516,12 +514,12 @@ def _assigned(layer, name, value):
     if name not in _DECISIVE or _rules_of(layer) is None:
         return value
     newly_built = name == "built" and value and not vars(layer).get("built")
-    if vars(layer)["_dtype_policy"].compute_dtype not in private.LOW_PRECISION:
+    if vars(layer)["_dtype_policy"].compute_dtype not in dtypes.LOW_PRECISION:
         if newly_built and guards.dtype_around(layer) is not None:
             guards.guard_flow(layer)
         raw = name == "autocast" and guards.takes_raw_data(layer)
         return False if raw else value
-    place = private.place_of(layer)
+    place = private.layers.place_of(layer)
     if name == "autocast" and value and place_in_lists(layer, place) == "follow":
         return _off(layer)
     if _is_denied_with(layer, place, name, value):
@@ -534,12 +532,12 @@ def _assigned(layer, name, value):
 
 
 def _assigned_to_sequential(layer, name, value):
-    if name == private.SEQUENTIAL_LAYERS:
-        private.widen_made_input(value)
+    if name == private.graphs.SEQUENTIAL_LAYERS:
+        private.graphs.widen_made_input(value)
     elif name == "built":
         # That is assigned whenever a layer is added, which nothing else tells.
         seen = vars(layer).setdefault(_ATTACHED, weakref.WeakSet())
-        for inner in private.sublayers(layer):
+        for inner in private.layers.sublayers(layer):
             if inner not in seen:
                 seen.add(inner)
                 _attached(layer, inner)
@@ -643,7 +641,7 @@ def _rule_from(config, custom_objects):
     return found
 
 
-_DECISIVE = {"autocast", "built", private.SEQUENTIAL_LAYERS, *lists.CONDITIONS}
+_DECISIVE = {"autocast", "built", private.graphs.SEQUENTIAL_LAYERS, *lists.CONDITIONS}
 
 
 @functools.cache
@@ -655,7 +653,7 @@ def _no_rules():
 @functools.cache
 def _watch_layers():
     """Have layers obey policies as they get them, from the first `Policy` on."""
-    if not private.layer_hook(_choose, _attached, _assigned):
+    if not private.layers.layer_hook(_choose, _attached, _assigned):
         warnings.warn(
             f"keras_mp.Policy: Keras {keras.__version__} does not tell when a layer "
             "gets its policy. Rules and float32 layers take effect when a model is "

@@ -153,7 +153,7 @@ def _chosen(model, rule):
     if type(chosen) is keras.optimizers.LossScaleOptimizer:
         replace_keras_scaler(model, rule)
     elif _is_optimizer(chosen):
-        private.exchange_optimizer(model, chosen, _wrapped(model, chosen, rule))
+        private.trainer.exchange_optimizer(model, chosen, _wrapped(model, chosen, rule))
     return _optimizers([model.optimizer], {})
 
 
@@ -176,7 +176,7 @@ def replace_keras_scaler(model, rule=None):
             store = {}
             old.save_own_variables(store)
             new.load_own_variables(store)
-    private.exchange_optimizer(model, old, new)
+    private.trainer.exchange_optimizer(model, old, new)
     protect(model, new)
 
 
@@ -231,7 +231,7 @@ def needs_loss_scaling(model: keras.Model) -> bool:
     """Return whether any layer of ``model`` computes in float16."""
     return any(
         layer.compute_dtype == "float16"
-        for layer in private.walk(model)
+        for layer in private.layers.walk(model)
         if not isinstance(layer, keras.layers.InputLayer)
     )
 
@@ -276,7 +276,7 @@ def _report_unmatched_rules(model):
 
 def unmatched_rules(model):
     """Yield each rule of a policy in ``model`` that matches no layer; and a remedy."""
-    held = [layer.dtype_policy for layer in private.walk(model)]
+    held = [layer.dtype_policy for layer in private.layers.walk(model)]
     for policy in {policy for policy in held if isinstance(policy, policies.Policy)}:
         for rule in conversion.unmatched_rules(model, policy):
             shown = rule if isinstance(rule, str) else rule.__name__
@@ -284,7 +284,7 @@ def unmatched_rules(model):
 
 
 def _suggestion(model, rule):
-    names = [layer.name for layer in private.walk(model)]
+    names = [layer.name for layer in private.layers.walk(model)]
     close = difflib.get_close_matches(rule.split("/")[-1], names, n=1)
     if close:
         return f"Did you mean '{close[0]}'?"

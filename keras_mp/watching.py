@@ -78,8 +78,8 @@ class _Run:
                 model.train_function = self._counted(model.train_function)
 
         with (
-            private.replaced(model, make_train_function=make_counted),
-            private.epoch_ends(model, self.look),
+            private.attributes.replaced(model, make_train_function=make_counted),
+            private.trainer.epoch_ends(model, self.look),
         ):
             try:
                 yield

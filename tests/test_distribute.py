@@ -593,7 +593,7 @@ def case_restore(replicas, variables="mirrored"):
     }
 
     def step_of_replica(clean, number):
-        values = private.values_of(list(held.values()))
+        values = private.variables.values_of(list(held.values()))
         held["shared"].assign(5.0)
         if not shared:
             held["own"].assign(number)

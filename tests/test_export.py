@@ -144,7 +144,7 @@ def input_names(exported, inputs):
 
 def float32_predictions(model, inputs):
     """Return what a model with the same weights, put under float32 for good, says."""
-    for layer in private.walk(model):
+    for layer in private.layers.walk(model):
         keras_mp.policies.put_under(layer, keras_mp.policies.FLOAT32)
     inputs = [keras.tree.map_structure(tf.constant, each) for each in inputs]
     outputs = precision.predict(model, inputs)
@@ -362,7 +362,7 @@ def policies_of(model):
             vars(layer).get("output_dtype"),
             layer.compute_dtype,
         )
-        for layer in private.walk(model)
+        for layer in private.layers.walk(model)
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import keras_mp
-from keras_mp import fused, numerics
+from keras_mp import fused, stacks
 
 SGD, Adam = keras.optimizers.SGD, keras.optimizers.Adam
 
@@ -136,7 +136,7 @@ def test_a_large_variable_has_one_kernel_and_no_other_pass(inner, kernel):
 def test_a_large_narrow_gradient_is_cast_where_it_is_read(
     dtype, large, compiled, monkeypatch
 ):
-    monkeypatch.setattr(numerics, "LARGE", large)
+    monkeypatch.setattr(stacks, "LARGE", large)
     shape = (300, 300)
     optimizer, (weight,) = built(SGD(0.1), [shape])
     before = weight.numpy()
@@ -209,7 +209,7 @@ ELEMENTWISE["clipped one"] = lambda: keras.optimizers.Lion(0.1, clipnorm=0.5)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_compiled_updates_are_those_of_keras(name, dtype, monkeypatch):
-    monkeypatch.setattr(numerics, "LARGE", 36)
+    monkeypatch.setattr(stacks, "LARGE", 36)
     ours = train(ELEMENTWISE[name], "graph", dtype)
     bare = train(ELEMENTWISE[name], "eager", dtype, scale=None)
     # Four updates of about 0.1, or of 1 divided by its own size, in another order of
@@ -223,7 +223,7 @@ def test_compiled_updates_are_those_of_keras(name, dtype, monkeypatch):
 @pytest.mark.parametrize("shape", [(300, 300), (3, 300)])
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_updates_of_large_variables_only_are_compiled(name, shape, monkeypatch):
-    monkeypatch.setattr(numerics, "LARGE", 90_000)
+    monkeypatch.setattr(stacks, "LARGE", 90_000)
     optimizer, _ = built(ELEMENTWISE[name](), [shape])
     step = tf.function(lambda gradient: optimizer.apply([gradient]))
     graph = step.get_concrete_function(tf.ones(shape)).graph.as_graph_def()
@@ -240,7 +240,7 @@ def test_keras_operations_on_a_large_variable_are_a_function(shape, calls):
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_a_bad_step_compiles_to_no_change(name, monkeypatch):
-    monkeypatch.setattr(numerics, "LARGE", 36)
+    monkeypatch.setattr(stacks, "LARGE", 36)
     optimizer, weights = built(ELEMENTWISE[name](), SHAPES)
     step = tf.function(lambda *grads: optimizer.apply(grads))
     step(*map(tf.constant, gradients(0)))
@@ -253,11 +253,11 @@ def test_a_bad_step_compiles_to_no_change(name, monkeypatch):
         np.testing.assert_array_equal(variable.numpy(), value)
 
 
-@pytest.mark.parametrize("large", [1, numerics.LARGE], ids=["compiled", "Keras's own"])
+@pytest.mark.parametrize("large", [1, stacks.LARGE], ids=["compiled", "Keras's own"])
 @pytest.mark.parametrize("rows", [None, 6], ids=["any number of rows", "6 rows"])
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "amsgrad", "clipped"])
 def test_sparse_gradients_are_those_of_keras(name, rows, large, monkeypatch):
-    monkeypatch.setattr(numerics, "LARGE", large)
+    monkeypatch.setattr(stacks, "LARGE", large)
     values = np.random.default_rng(1).normal(size=(6, 4)).astype("float32")
     indices = np.array([7, 0, 3, 3, 1, 7], "int32")
     tables = []
@@ -291,7 +291,7 @@ def test_sparse_gradients_are_those_of_keras(name, rows, large, monkeypatch):
 
 
 def test_sparse_gradients_do_not_make_later_reads_copy(monkeypatch):
-    monkeypatch.setattr(numerics, "LARGE", 36)
+    monkeypatch.setattr(stacks, "LARGE", 36)
     optimizer, _ = built(SGD(0.1), [(9, 4)])
 
     def rows(values):

@@ -1,35 +1,19 @@
-"""Gradient arithmetic against NumPy: dense, sparse, None and empty gradients."""
+"""Finite checks and unscaling against NumPy: dense, sparse, None and empty."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.graphs import needed_for
+from support.gradients import GOOD_ROWS, RUNS, sparse
 
-from keras_mp import numerics
+from keras_mp import numerics, stacks
 
 FLOATS = ["float16", "bfloat16", "float32"]
-
-RUNS = {
-    "eager": lambda function: function,
-    "graph": tf.function,
-    "xla": lambda function: tf.function(function, jit_compile=True),
-}
 
 
 @pytest.fixture(params=RUNS)
 def run(request):
     return RUNS[request.param]
-
-
-def sparse(values, dtype="float32"):
-    """Return a gradient for rows 3 and 1 of a variable of five rows."""
-    return tf.IndexedSlices(
-        tf.constant(values, dtype), tf.constant([3, 1]), tf.constant([5, 2])
-    )
-
-
-GOOD_ROWS = [[1.0, -2.0], [3.0, 4.0]]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -66,104 +50,6 @@ def test_small_gradients_are_not_added_up():
     assert kinds.count("Sum") == 1 + 3 + 1  # the small ones, the large ones, all
 
 
-def test_stacks_hold_every_part_once():
-    parts = [
-        *[tf.fill((30, 40), float(number)) for number in range(9)],
-        tf.ones((30, 40), "float64"),
-        tf.ones((300, 300)),
-        tf.ones((300, 300)),
-        tf.zeros((0, 3)),
-        tf.zeros((0, 3)),
-        tf.constant(5.0),
-    ]
-    found = numerics.stacks(parts)
-    places = [place for places, _ in found for place in places]
-    assert sorted(places) == list(range(len(parts)))
-    for places, stack in found:
-        assert stack.dtype == parts[places[0]].dtype
-        single = len(places) == 1
-        expected = [parts[place] for place in places]
-        np.testing.assert_array_equal(stack, expected[0] if single else expected)
-        assert single or tf.size(stack) < 2**13
-    heights = [len(places) for places, _ in found]
-    assert heights == [4, 5, 1, 1, 1, 1, 1, 1]  # 6 of 1200 numbers would be possible
-
-
-@pytest.mark.parametrize("count", range(4, 40))
-def test_no_stack_is_of_a_single_tensor(count):
-    # Plain SGD would update that one in a branch, which the others do without.
-    found = numerics.stacks([tf.ones((40, 50))] * count)
-    assert all(2 <= len(places) <= 4 for places, _ in found)
-
-
-def kinds_behind(operation):
-    """Return the types of all operations that ``operation`` needs."""
-    return [each.type for each in needed_for(operation)]
-
-
-def test_small_casts_of_the_stacked_are_not_run():
-    @tf.function
-    def step(*narrow):
-        return numerics.all_finite([tf.cast(part, "float32") for part in narrow])
-
-    narrow = [tf.ones((4, 4), "bfloat16")] * 20
-    graph = step.get_concrete_function(*narrow).graph
-    (sum_of_all,) = [op for op in graph.get_operations() if op.type == "IsFinite"]
-    assert kinds_behind(sum_of_all).count("Cast") == 1
-    assert bool(step(*narrow))
-    assert not bool(step(*narrow[1:], narrow[0] * np.inf))
-
-
-MIXED = [
-    *[tf.fill((4, 4), float(number)) for number in range(9)],
-    *[tf.fill((4, 4), number + 0.5) for number in range(5)],
-    tf.constant(5.0),
-    tf.ones((300, 300)),
-    tf.zeros((0, 3)),
-]
-
-
-def test_stacks_are_mapped_as_each_gradient_would_be(run):
-    seen = []
-
-    def double(gradients):
-        seen.extend(gradients)
-        return [numerics.map_values(lambda v: v * 2, each) for each in gradients]
-
-    @run
-    def mapped(rows):
-        narrow = [tf.cast(part, "bfloat16") for part in MIXED[:9]]
-        parts = [tf.cast(part, "float32") for part in narrow] + MIXED[9:]
-        return numerics.map_stacks(double, [*parts, *[rows] * 5])
-
-    *dense, last = mapped(sparse(GOOD_ROWS))[:-4]
-    assert len(seen) <= 2 + 3 + 5
-    assert {each.dtype for each in seen} == {tf.float32}
-    for result, part in zip(dense, MIXED, strict=True):
-        assert result.dtype == tf.float32
-        np.testing.assert_array_equal(result, part * 2)
-    np.testing.assert_array_equal(last.values, np.array(GOOD_ROWS) * 2)
-    np.testing.assert_array_equal(last.indices, [3, 1])
-
-
-def test_what_was_stacked_is_not_stacked_again():
-    @tf.function
-    def step(*parts):
-        # Of both kinds of one shape: each has its own stack.
-        cast = [tf.cast(part, "float32") for part in parts[:6]]
-        mapped = numerics.map_stacks(lambda stacks: stacks, [*cast, *parts[6:]])
-        return numerics.all_finite(mapped)
-
-    parts = [tf.ones((4, 4), "bfloat16")] * 6 + [tf.ones((4, 4))] * 6
-    graph = step.get_concrete_function(*parts).graph
-    (sum_of_all,) = [op for op in graph.get_operations() if op.type == "IsFinite"]
-    kinds = kinds_behind(sum_of_all)
-    assert kinds.count("Unpack") == 0
-    assert kinds.count("Pack") == 2 + 1  # the last is of the sums
-    assert bool(step(*parts))
-    assert not bool(step(*parts[:-1], parts[-1] * np.nan))
-
-
 def test_all_finite_sees_what_a_cast_made_infinite(run):
     @run
     def judge(wide):
@@ -177,7 +63,7 @@ def test_all_finite_sees_what_a_cast_made_infinite(run):
 def test_all_finite_looks_at_a_large_gradient_before_its_cast(
     run, dtype, bad, monkeypatch
 ):
-    monkeypatch.setattr(numerics, "LARGE", 90_000)
+    monkeypatch.setattr(stacks, "LARGE", 90_000)
     # Their sum in float16 would overflow.
     numbers = np.full((300, 300), 3e4, "float32")
     if bad is not None:
@@ -286,68 +172,3 @@ def test_unscale_leaves_none_and_reads_variables():
 def test_unscale_keeps_what_is_not_finite(run, bad):
     result = run(numerics.unscale)(tf.constant([bad, 2.0]), tf.constant(2.0))
     np.testing.assert_array_equal(result, [bad, 1.0])
-
-
-def test_gradients_of_an_embedding_are_the_sparse_ones_meant():
-    table = tf.Variable(tf.zeros([5, 2]))
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(tf.gather(table, [3, 3])) * 2.0
-    gradient = tape.gradient(loss, table)
-    assert numerics.is_sparse(gradient)
-    assert not numerics.is_sparse(tf.ones(2))
-    parts = numerics.dense_parts([None, gradient, tf.ones(3)])
-    assert [part.shape for part in parts] == [(2, 2), (3,)]
-
-
-def test_cast_floats_touches_float_tensors_only(run):
-    integers, flags = tf.constant([1, 2]), tf.constant([True, False])
-
-    def cast(low, high):
-        return numerics.cast_floats(
-            {"a": [low, integers], "b": (flags, None), "c": {"d": high}}, "float16"
-        )
-
-    result = run(cast)(tf.constant([1.5], "bfloat16"), tf.constant([[2.5]]))
-    assert result["a"][0].dtype == result["c"]["d"].dtype == tf.float16
-    assert result["a"][1].dtype == tf.int32
-    assert result["b"][0].dtype == tf.bool
-    assert result["b"][1] is None
-    assert isinstance(result["b"], tuple)
-    np.testing.assert_array_equal(result["a"][0], [1.5])
-    np.testing.assert_array_equal(result["c"]["d"], [[2.5]])
-
-
-def test_cast_floats_leaves_alone_what_is_no_tensor():
-    array = np.ones(2, "float32")
-    structure = [array, 1.5, 3, True, "text", None]
-    assert numerics.cast_floats(structure, "float16") == structure
-    assert numerics.cast_floats(None, "float16") is None
-    assert numerics.cast_floats([], "float16") == []
-    tensor = tf.constant(3)
-    assert numerics.cast_floats(tensor, "float16") is tensor
-
-
-def test_cast_floats_casts_symbolic_tensors():
-    structure = {"x": keras.Input((2,)), "ids": keras.Input((2,), dtype="int32")}
-    result = numerics.cast_floats(structure, "bfloat16")
-    assert result["x"].dtype == "bfloat16"
-    assert result["x"].shape == (None, 2)
-    assert result["ids"] is structure["ids"]
-
-
-def test_is_float():
-    floats = [
-        tf.constant(1.0),
-        tf.constant(1.0, "bfloat16"),
-        keras.KerasTensor((2,), dtype="float16"),
-    ]
-    others = [
-        tf.constant(1),
-        tf.constant(True),
-        keras.KerasTensor((2,), dtype="int32"),
-        np.ones(2),
-        1.0,
-        None,
-    ]
-    assert [numerics.is_float(tensor) for tensor in floats] == [True] * 3
-    assert [numerics.is_float(tensor) for tensor in others] == [False] * 6

@@ -14,7 +14,7 @@ import threading
 import keras
 from keras import ops
 
-from keras_mp import numerics, private
+from keras_mp import private, stacks
 from keras_mp.distribute.step import assign_all, nothing
 
 # Whether the share of the replica that runs in this thread has no row.
@@ -75,7 +75,7 @@ def _step_on_maybe_empty(model, step, data, empty):
         for variable in model.non_trainable_variables + model.metrics_variables
         if _is_own(variable)
     ]
-    values = private.values_of(variables)
+    values = private.variables.values_of(variables)
     _running.empty = empty
     try:
         logs = step(data)
@@ -120,8 +120,8 @@ def _without_nan(empty, gradients):
 
     # A sparse gradient of no rows holds nothing.
     dense = [gradient for gradient in gradients if isinstance(gradient, tf.Tensor)]
-    sources = list(map(private.before_cast, dense))
-    results = iter(numerics.map_stacks(clean, sources) if dense else ())
+    sources = list(map(private.tracing.before_cast, dense))
+    results = iter(stacks.map_stacked(clean, sources) if dense else ())
     return [
         ops.cast(next(results), gradient.dtype)
         if isinstance(gradient, tf.Tensor)

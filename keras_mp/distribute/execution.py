@@ -15,7 +15,9 @@ def run_in_graph(model):
     iterator that has come to its end says so by itself.
     """
     if keras.backend.backend() == "tensorflow":
-        private.run_steps_with(model, functools.partial(_in_graph, model), "graph")
+        private.trainer.run_steps_with(
+            model, functools.partial(_in_graph, model), "graph"
+        )
 
 
 def _in_graph(model, make):
@@ -30,7 +32,7 @@ def _in_graph(model, make):
 
     function = make()
 
-    strategy = private.strategy_of(model)
+    strategy = private.trainer.strategy_of(model)
     replicas = 1 if strategy is None else strategy.num_replicas_in_sync
     several = model.steps_per_execution
     if model.run_eagerly or (several > 1 and replicas == 1):

@@ -14,7 +14,7 @@ def scope_of(model):
     What belongs to the model, such as an optimizer named by a string, has its
     variables on every replica only if it is created there.
     """
-    strategy = private.strategy_of(model)
+    strategy = private.trainer.strategy_of(model)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
@@ -30,7 +30,7 @@ def check_scope(model, optimizer):
             created under; or a variable of the model or of the optimizer was created
             outside the model's strategy.
     """
-    strategy = private.strategy_of(model)
+    strategy = private.trainer.strategy_of(model)
     if has_strategy():
         _check_present_scope(model, strategy)
     if isinstance(optimizer, keras.optimizers.Optimizer):

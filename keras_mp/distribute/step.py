@@ -18,7 +18,7 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
-from keras_mp import numerics, private
+from keras_mp import kinds, numerics, private, stacks
 from keras_mp.scaling import Verdict
 
 
@@ -71,7 +71,7 @@ def replicas():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-@private.as_written
+@private.tracing.as_written
 def run_step(step, gradients, state):
     """Run ``step`` with this replica's ``gradients``, not yet aggregated.
 
@@ -149,7 +149,7 @@ def copies_of(variable):
 
 def _check_compiler():
     """Refuse a loop that TensorFlow would fail to compile later, without a remedy."""
-    if replicas() > 1 and private.in_xla():
+    if replicas() > 1 and private.tracing.in_xla():
         raise ValueError(
             "LossScaleOptimizer.apply() was called in a tf.function with "
             f"jit_compile=True, on {replicas()} replicas. XLA compiles for one device, "
@@ -256,7 +256,7 @@ def _accumulate(each, step, gradients):
 
 def _cond(condition, if_true, if_false):
     """Branch where the replicas meet, or on one device."""
-    branch = ops.cond if has_strategy() else private.cond
+    branch = ops.cond if has_strategy() else private.kernels.cond
     return branch(condition, if_true, if_false)
 
 
@@ -290,13 +290,16 @@ def _finite_apart(each, all_finite, gradients):
     """
 
     def finite(gradients):
-        parts = numerics.dense_parts(gradients)
+        parts = kinds.dense_parts(gradients)
         # What enters the branch stays in memory until the verdict on the sum is known.
-        stacks = [private.before_cast(stack) for _, stack in numerics.stacks(parts)]
-        return private.cond(
+        narrow = [
+            private.tracing.before_cast(stack)
+            for _, stack in stacks.small_ones_stacked(parts)
+        ]
+        return private.kernels.cond(
             all_finite,
             lambda: ops.convert_to_tensor(1.0),
-            lambda: ops.cast(numerics.every_finite(stacks), "float32"),
+            lambda: ops.cast(numerics.every_finite(narrow), "float32"),
         )
 
     return each(finite, gradients)
@@ -350,7 +353,7 @@ def _all_reduce(step, gradients):
     ]
     parts = [gradient for gradient, sums in zip(gradients, summed, strict=True) if sums]
     if parts:
-        parts = numerics.map_stacks(functools.partial(_sums, step.wire_dtype), parts)
+        parts = stacks.map_stacked(functools.partial(_sums, step.wire_dtype), parts)
     totals = iter(parts)
     return [
         next(totals) if sums else _largest_of_all(gradient)
@@ -379,11 +382,11 @@ def _sums(wire_dtype, parts):
 def _narrowed(part, dtype, headroom):
     if dtype is None or not _narrows(part, dtype):
         return part
-    return numerics.map_values(lambda v: ops.cast(v / headroom, dtype), part)
+    return kinds.map_values(lambda v: ops.cast(v / headroom, dtype), part)
 
 
 def _narrows(part, dtype):
-    if numerics.is_sparse(part) and dtype == "bfloat16":
+    if kinds.is_sparse(part) and dtype == "bfloat16":
         return False  # sparse gradients are gathered: TensorFlow has no such kernel
     return keras.backend.standardize_dtype(part.dtype) in ("float32", "float64")
 
@@ -391,7 +394,7 @@ def _narrows(part, dtype):
 def _widened(total, part, headroom):
     if total.dtype == part.dtype:
         return total
-    return numerics.map_values(lambda v: ops.cast(v, part.dtype) * headroom, total)
+    return kinds.map_values(lambda v: ops.cast(v, part.dtype) * headroom, total)
 
 
 def _largest_of_all(value):
@@ -453,7 +456,7 @@ _CHOSEN = 2**16
 def _restore_here(clean, variables, values):
     branched = []
     for variable, value in zip(variables, values, strict=True):
-        if private.in_xla() and math.prod(variable.shape) <= _CHOSEN:
+        if private.tracing.in_xla() and math.prod(variable.shape) <= _CHOSEN:
             variable.assign(ops.where(clean, variable, value))
         else:
             branched.append((variable, value))
@@ -485,7 +488,7 @@ def _restore_on_its_device(clean, pairs):
 
 
 def _restore(clean, variables, values):
-    private.cond(clean, nothing, lambda: assign_all(variables, values))
+    private.kernels.cond(clean, nothing, lambda: assign_all(variables, values))
 
 
 def assign_all(variables, values):

@@ -26,14 +26,14 @@ def mend(model, optimizer):
         optimizer: The optimizer, or one of those, that its ``train_step`` uses.
     """
     execution.run_in_graph(model)
-    strategy = private.strategy_of(model)
+    strategy = private.trainer.strategy_of(model)
     if strategy is None or strategy.num_replicas_in_sync == 1:
         return
     _do_without_jit(model, strategy)
     empty.ignore_nan_of_no_rows(optimizer)
     if hasattr(model.train_step, "_keras_mp_mended"):
         return
-    private.build_from(model, functools.partial(_first_shares, strategy))
+    private.trainer.build_from(model, functools.partial(_first_shares, strategy))
     model.train_step = _mended(model, strategy, model.train_step)
     model.test_step = _mended(model, strategy, model.test_step)
 

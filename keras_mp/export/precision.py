@@ -6,7 +6,7 @@ import itertools
 import keras
 import tensorflow as tf
 
-from keras_mp import policies, private
+from keras_mp import dtypes, policies, private
 
 
 @contextlib.contextmanager
@@ -21,10 +21,10 @@ def float32(model):
     Raises:
         ValueError: A quantized layer computes in low precision.
     """
-    layers = private.walk(model)
+    layers = private.layers.walk(model)
     _check_quantized(layers)
     with (
-        private.attributes_for_now(_changes(layers)),
+        private.attributes.attributes_for_now(_changes(layers)),
         _state_kept(model.non_trainable_variables),
     ):
         for layer in layers:
@@ -34,7 +34,7 @@ def float32(model):
 
 def _check_quantized(layers):
     for layer in layers:
-        if layer.quantization_mode and layer.compute_dtype in private.LOW_PRECISION:
+        if layer.quantization_mode and dtypes.computes_low(layer):
             raise ValueError(
                 f"keras_mp.export: layer '{layer.name}' is quantized "
                 f"({layer.quantization_mode}) and computes in {layer.compute_dtype} in "
@@ -51,22 +51,22 @@ def _changes(layers):
     """
     for layer in layers:
         # A trace appends tensors of its own to the layer's losses.
-        yield from private.losses_apart(layer)
+        yield from private.attributes.losses_apart(layer)
         if isinstance(layer, keras.layers.InputLayer):
-            yield from private.input_in(layer, "float32")
+            yield from private.attributes.input_in(layer, "float32")
         elif hasattr(layer, "outer_policy"):
             yield layer, {"outer_policy": policies.FLOAT32}
-            if layer.output_dtype in private.LOW_PRECISION:
+            if layer.output_dtype in dtypes.LOW_PRECISION:
                 yield layer, {"output_dtype": "float32"}
-        elif layer.compute_dtype in private.LOW_PRECISION:
-            yield from private.policy_as(layer, policies.FLOAT32)
-        yield from private.operations_in(layer, "float32")
+        elif dtypes.computes_low(layer):
+            yield from private.attributes.policy_as(layer, policies.FLOAT32)
+        yield from private.attributes.operations_in(layer, "float32")
         if _has_rounded_statistics(layer):
             yield layer, {"mean": layer.mean, "variance": layer.variance}
 
 
 def _has_rounded_statistics(layer):
-    low = private.LOW_PRECISION
+    low = dtypes.LOW_PRECISION
     return (
         isinstance(layer, keras.layers.Normalization)
         and layer.built
@@ -108,7 +108,7 @@ def predict(model, arguments):
     Variables stay in their dtype: those in float16, of a policy that is not mixed, are
     read as float32.
     """
-    with private.variables_read_in("float32"):
+    with private.variables.variables_read_in("float32"):
         return model(*arguments, training=False)
 
 

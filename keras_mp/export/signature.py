@@ -5,7 +5,7 @@ import re
 import keras
 import tensorflow as tf
 
-from keras_mp import private
+from keras_mp import dtypes
 
 
 def of(model, given=None):
@@ -79,7 +79,7 @@ def _named(structures):
             name += "_1"
         taken.add(name)
         dtype = keras.backend.standardize_dtype(leaf.dtype or "float32")
-        dtype = "float32" if dtype in private.LOW_PRECISION else dtype
+        dtype = "float32" if dtype in dtypes.LOW_PRECISION else dtype
         return tf.TensorSpec(leaf.shape, dtype, name)
 
     return [_mapped(spec, structure) for structure in structures]

@@ -85,7 +85,7 @@ def guard(layer, strict=False):
         activations.guard(layer)
     if products.is_product(layer):
         products.guard(layer)
-    if private.has_own_call(layer):
+    if private.layers.has_own_call(layer):
         own_islands.set_strict(layer, strict)
     guard_flow(layer)
 
@@ -94,18 +94,18 @@ def guard_flow(layer):
     """Have what ``layer`` hands on, and what is inside it, suit who reads it."""
     if hasattr(layer, "outer_policy"):  # a float32 island hands back what is around it
         return
-    if private.has_own_call(layer):
+    if private.layers.has_own_call(layer):
         own.guard_own(layer)
     elif isinstance(layer, keras.layers.Pipeline):
         own.guard_graph(layer)  # its layers follow one another as in a graph
-    elif private.has_graph(layer):
+    elif private.graphs.has_graph(layer):
         own.guard_graph(layer)
         operations.guard_operations(layer)
     elif kept.dtype_around(layer) is not None:
         kept.guard_kept(layer)
     elif isinstance(layer, lists.EMBEDDINGS):
         kept.guard_reader(layer)
-    elif private.sublayers(layer):
+    elif private.layers.sublayers(layer):
         own.guard_wrapper(layer)
     if isinstance(layer, keras.Model):
         model_steps.guard_steps(layer, of_keras_only=True)

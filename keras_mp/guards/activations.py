@@ -8,7 +8,7 @@ import functools
 
 import keras
 
-from keras_mp import flow, lists, numerics, private
+from keras_mp import dtypes, flow, lists, private
 from keras_mp.guards.wrapping import is_wrapped, wrap_once
 from keras_mp.ops import float32
 
@@ -66,13 +66,13 @@ def functions_of(layer):
 def _with_guarded(layer, known, call):
     @functools.wraps(call)
     def with_guarded(*args, **kwargs):
-        if layer.compute_dtype not in private.LOW_PRECISION:
+        if not dtypes.computes_low(layer):
             return call(*args, **kwargs)
         guarded = {
             name: _guarded(function, known, hasattr(layer, "state_size"))
             for name, function in functions_of(layer).items()
         }
-        with private.attributes_for_now([(layer, guarded)]):
+        with private.attributes.attributes_for_now([(layer, guarded)]):
             return call(*args, **kwargs)
 
     return with_guarded
@@ -83,7 +83,7 @@ def _guarded(function, known, in_cell):
 
     @functools.wraps(function)
     def guarded(x, *args, **kwargs):
-        if not flow.is_low(x):
+        if not dtypes.is_low(x):
             return function(x, *args, **kwargs)
 
         def exact():
@@ -99,7 +99,7 @@ def _guarded(function, known, in_cell):
             return x if result is x else flow.remember(result, exact)
         rounds = kind == "inside" or in_cell
         hand = flow.rounded if rounds else flow.hand_on
-        return hand(exact(), numerics.dtype_of(x))
+        return hand(exact(), dtypes.dtype_of(x))
 
     return guarded
 
@@ -118,7 +118,7 @@ def kind_of(function, *args, **kwargs):
         return "inside"
     if lists.is_activation(function):
         return "remembers"
-    operations = private.operations_of(function, *flow.widened(args), **kwargs)
+    operations = private.tracing.operations_of(function, *flow.widened(args), **kwargs)
     if operations is None:
         return "plain"
     return "float32" if operations & lists.FLOAT32_OPERATIONS else "remembers"

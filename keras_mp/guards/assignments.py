@@ -10,7 +10,7 @@ import contextlib
 import functools
 import threading
 
-from keras_mp import flow, numerics, private
+from keras_mp import casts, dtypes, flow, private
 from keras_mp.guards.wrapping import wrap_once
 
 _NAMES = frozenset({"assign", "assign_add", "assign_sub", "update_state"})
@@ -33,7 +33,7 @@ def watched(layer):
 
     Only in this context. The exact ways to count and to average stay afterwards.
     """
-    before, _watch.on = _watch.on, private.mentions(type(layer), _NAMES)
+    before, _watch.on = _watch.on, private.layers.mentions(type(layer), _NAMES)
     try:
         if _watch.on:
             _make_exact(layer)
@@ -47,8 +47,8 @@ def _make_exact(layer):
         wrap_once(variable, "assign", "watched", _watching(variable))
         for name in ("assign_add", "assign_sub"):
             wrap_once(variable, name, name, functools.partial(_on_stored, variable))
-    for inner in private.walk(layer):
-        for metric in private.metrics_of(inner):
+    for inner in private.layers.walk(layer):
+        for metric in private.layers.metrics_of(inner):
             wrap_once(metric, "update_state", "exact", _as_stored)
 
 
@@ -56,13 +56,13 @@ def _watching(variable):
     def watching(assign):
         @functools.wraps(assign)
         def watched_assign(value):
-            rounds = _watch.on and flow.reader() == flow.CODE and flow.is_low(value)
-            if rounds and private.stored_dtype(variable) == "float32":
+            rounds = _watch.on and flow.reader() == flow.CODE and dtypes.is_low(value)
+            if rounds and private.variables.stored_dtype(variable) == "float32":
                 raise RoundedAssignment(
-                    f"a {numerics.dtype_of(value)} value is assigned to variable "
+                    f"a {dtypes.dtype_of(value)} value is assigned to variable "
                     f"'{variable.path}', which is float32: it was rounded"
                 )
-            with private.variables_as_stored():
+            with private.variables.variables_as_stored():
                 return assign(value)
 
         return watched_assign
@@ -73,8 +73,8 @@ def _watching(variable):
 def _on_stored(variable, change):
     @functools.wraps(change)
     def exact(value):
-        with private.variables_as_stored():
-            return change(numerics.cast_floats(value, variable.dtype))
+        with private.variables.variables_as_stored():
+            return change(casts.cast_floats(value, variable.dtype))
 
     return exact
 
@@ -82,7 +82,7 @@ def _on_stored(variable, change):
 def _as_stored(update_state):
     @functools.wraps(update_state)
     def exact(*args, **kwargs):
-        with private.variables_as_stored():
+        with private.variables.variables_as_stored():
             return update_state(*args, **kwargs)
 
     return exact

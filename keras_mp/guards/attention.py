@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_mp import private
+from keras_mp import dtypes, private
 from keras_mp.guards.wrapping import is_wrapped, wrap_once
 from keras_mp.ops import float32
 
@@ -62,16 +62,16 @@ def guard(layer):
     else:
         wrapper = functools.partial(_multi_head, layer)
         wrap_once(layer, "_compute_attention", _MARK, wrapper)
-    for softmax in private.sublayers(layer):
+    for softmax in private.layers.sublayers(layer):
         if isinstance(softmax, keras.layers.Softmax):
-            private.set_layer_policy(softmax, _FLOAT32)
+            private.layers.set_layer_policy(softmax, _FLOAT32)
 
 
 def _multi_head(layer, compute):
     @functools.wraps(compute)
     def guarded(query, *args, **kwargs):
         # Flash attention is one kernel, which keeps its scores in float32.
-        if layer._flash_attention or not _is_low(query):
+        if layer._flash_attention or not dtypes.is_low(query):
             return compute(query, *args, **kwargs)
         bound = inspect.signature(compute).bind(query, *args, **kwargs)
         return _attend(layer, **bound.arguments)
@@ -108,10 +108,6 @@ def _attend(
     if layer.dropout > 0:
         kept = layer._dropout_layer(weights, training=training)
     return ops.einsum(layer._combine_equation, kept, value), weights
-
-
-def _is_low(tensor):
-    return keras.backend.standardize_dtype(tensor.dtype) in private.LOW_PRECISION
 
 
 def _fused_softmax(scores, mask):
@@ -180,7 +176,7 @@ def _product(products, axes, query, key):
         query: Tensor whose last axis the product sums over.
         key: Tensor likewise.
     """
-    if keras.backend.standardize_dtype(query.dtype) != "float16":
+    if dtypes.dtype_of(query) != "float16":
         return ops.cast(products.scores(query, key), "float32")
 
     # The gradient of the scores must not be multiplied by what queries are divided by.
@@ -222,14 +218,14 @@ def _guard_single_head(layer):
 def _calculated(layer, calculate):
     @functools.wraps(calculate)
     def calculate_scores(query, key):
-        if not _is_low(query):
+        if not dtypes.is_low(query):
             return calculate(query, key)
         if layer.score_mode != "dot" or isinstance(
             layer, keras.layers.AdditiveAttention
         ):
             return float32(calculate, output_dtype="float32")(query, key)
         scores = _product(_MATMULS, (1,), query, key)
-        with private.variables_as_stored():
+        with private.variables.variables_as_stored():
             return scores if layer.scale is None else ops.multiply(scores, layer.scale)
 
     return calculate_scores
@@ -238,7 +234,7 @@ def _calculated(layer, calculate):
 def _applied(layer, apply):
     @functools.wraps(apply)
     def apply_scores(scores, value, scores_mask=None, training=False):
-        if not _is_low(value):
+        if not dtypes.is_low(value):
             return apply(scores, value, scores_mask, training)
         if scores_mask is not None:
             if len(scores_mask.shape) == 2:

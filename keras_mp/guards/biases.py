@@ -30,7 +30,7 @@ def _adding(layer, call):
             return call(*args, **kwargs)
         changed = {"bias": None, "use_bias": False, "activation": _with_bias(layer)}
         changed = {name: new for name, new in changed.items() if name in vars(layer)}
-        with private.attributes_for_now([(layer, changed)]):
+        with private.attributes.attributes_for_now([(layer, changed)]):
             return call(*args, **kwargs)
 
     return adding
@@ -43,7 +43,7 @@ def _is_summed_in_bfloat16(layer):
         and bias is not None
         and len(bias.shape) == 1
         and layer.quantization_mode is None
-        and private.is_only_on_cpus()
+        and private.kernels.is_only_on_cpus()
     )
 
 

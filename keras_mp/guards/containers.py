@@ -7,7 +7,7 @@ _READS = "_keras_mp_reads_data"
 
 def holds_readers(layer):
     """Return whether ``layer`` is a container of layers that read data."""
-    return any(map(_reads_data, private.sublayers(layer)))
+    return any(map(_reads_data, private.layers.sublayers(layer)))
 
 
 def is_guarded(layer):
@@ -34,4 +34,4 @@ def guard_with(layer, sublayer):
 
 
 def _reads_data(layer):
-    return any(isinstance(inner, lists.DATA) for inner in private.walk(layer))
+    return any(isinstance(inner, lists.DATA) for inner in private.layers.walk(layer))

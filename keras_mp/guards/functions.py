@@ -2,14 +2,14 @@
 
 import functools
 
-from keras_mp import lists, numerics, private
+from keras_mp import casts, lists, private
 from keras_mp.guards.wrapping import is_wrapped, wrap_once
 from keras_mp.ops import float32
 
 
 def computes_inside(layer):
     """Return whether ``layer`` is on `lists.INSIDE`."""
-    own = private.is_subclass_of_the_users(layer)
+    own = private.layers.is_subclass_of_the_users(layer)
     return not own and lists.matches_any(lists.INSIDE, layer, layer.name)
 
 
@@ -61,7 +61,7 @@ class _InFloat32:
 
 def may_add_losses(layer):
     """Return whether ``layer`` is of the user's own class, which may add losses."""
-    return not private.is_of_keras(layer)
+    return not private.layers.is_of_keras(layer)
 
 
 def is_add_loss_guarded(layer):
@@ -80,6 +80,6 @@ def guard_add_loss(layer):
 def _widened(add_loss):
     @functools.wraps(add_loss)
     def in_float32(loss):
-        return add_loss(numerics.cast_floats(loss, "float32"))
+        return add_loss(casts.cast_floats(loss, "float32"))
 
     return in_float32

@@ -7,7 +7,7 @@ import functools
 
 import keras
 
-from keras_mp import flow, lists, numerics, private
+from keras_mp import casts, dtypes, flow, lists, private
 from keras_mp.guards.wrapping import wrap_once
 
 _AROUND = "_keras_mp_dtype_around"
@@ -61,9 +61,9 @@ def _kept(layer, call):
         if dtype_around(layer) is None:
             return call(*args, **kwargs)
         reads = takes_raw_data(layer)
-        raw = reads and not any(map(flow.is_low, keras.tree.flatten((args, kwargs))))
+        raw = reads and not any(map(dtypes.is_low, keras.tree.flatten((args, kwargs))))
         arguments = flow.unrounded((args, kwargs)) if reads else (args, kwargs)
-        args, kwargs = numerics.cast_floats(arguments, "float32")
+        args, kwargs = casts.cast_floats(arguments, "float32")
         return handed_on(layer, call(*args, **kwargs), raw)
 
     return kept
@@ -92,11 +92,13 @@ def _follows(layer, call):
     @functools.wraps(call)
     def follows(*args, **kwargs):
         dtype = layer.compute_dtype
-        if dtype not in private.LOW_PRECISION or layer.autocast:
+        if dtype not in dtypes.LOW_PRECISION or layer.autocast:
             return call(*args, **kwargs)
         # Some make numbers of their own, in their compute dtype.
         policy = keras.DTypePolicy(_widest(dtype, args, kwargs))
-        with private.attributes_for_now(private.policy_as(layer, policy)):
+        with private.attributes.attributes_for_now(
+            private.attributes.policy_as(layer, policy)
+        ):
             outputs = call(*args, **kwargs)
         return flow.hand_on(outputs, dtype, wanted=True)
 
@@ -105,6 +107,6 @@ def _follows(layer, call):
 
 def _widest(dtype, *arguments):
     """Return the widest dtype of floats in ``arguments``; without any, ``dtype``."""
-    leaves = filter(numerics.is_float, keras.tree.flatten(arguments))
-    dtypes = {numerics.dtype_of(leaf) for leaf in leaves} or {dtype}
-    return keras.backend.result_type(*dtypes)
+    leaves = filter(dtypes.is_float, keras.tree.flatten(arguments))
+    found = {dtypes.dtype_of(leaf) for leaf in leaves} or {dtype}
+    return keras.backend.result_type(*found)

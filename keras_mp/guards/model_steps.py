@@ -25,7 +25,10 @@ def guard_steps(model, of_keras_only=False):
         of_keras_only: Whether to leave out steps that are code of the user's own.
     """
     for name in _STEPS:
-        if private.is_code_of_keras(getattr(type(model), name)) or not of_keras_only:
+        if (
+            private.layers.is_code_of_keras(getattr(type(model), name))
+            or not of_keras_only
+        ):
             wrap_once(model, name, name, functools.partial(_step, model, name))
 
 
@@ -51,7 +54,9 @@ def fall_back(model):
     tensor: then all layers hand it float32. Or what a model returns with a float16
     tensor: then it gets what Keras would give it.
     """
-    private.run_steps_with(model, functools.partial(_falling_back, model), "narrow")
+    private.trainer.run_steps_with(
+        model, functools.partial(_falling_back, model), "narrow"
+    )
 
 
 def _falling_back(model, make):
@@ -64,12 +69,12 @@ def _falling_back(model, make):
         try:
             return function(again())
         except Exception as error:
-            layer = private.without_kernel(model, error)
+            layer = private.errors.without_kernel(model, error)
             if layer is not None and not own_islands.reason(layer):
                 own_islands.become_island(layer, error)
                 function = make()
                 return execute(again())
-            if _reader(model) != flow.STEP or not private.is_dtype_error(error):
+            if _reader(model) != flow.STEP or not private.errors.is_dtype_error(error):
                 raise
             # A function that failed as it was traced is of no use.
             function, logs = _in_another_way(model, make, again, error)
@@ -87,10 +92,10 @@ def _in_another_way(model, make, again, error):
             logs = function(again())
         except Exception as another:
             vars(model)[_READER] = flow.STEP
-            if not private.is_dtype_error(another) or reader is None:
+            if not private.errors.is_dtype_error(another) or reader is None:
                 raise
         else:
-            message = message.format(model.name, private.summary_of(error))
+            message = message.format(model.name, private.errors.summary_of(error))
             warnings.warn(message, stacklevel=3)
             return function, logs
 

@@ -6,7 +6,7 @@ import types
 import keras
 from keras import ops
 
-from keras_mp import private
+from keras_mp import dtypes, private
 from keras_mp.guards.wrapping import is_wrapped, wrap_once
 
 _MARK = "normalization"
@@ -40,7 +40,9 @@ def _call(self, inputs, training=None, mask=None):
     channels = inputs.shape[-1]
     gamma = self.gamma if self.scale else ops.ones(channels)
     beta = self.beta if self.center else ops.zeros(channels)
-    outputs, *moments = private.batch_normalized(inputs, gamma, beta, self.epsilon)
+    outputs, *moments = private.kernels.batch_normalized(
+        inputs, gamma, beta, self.epsilon
+    )
     moving = (self.moving_mean, self.moving_variance)
     for average, value in zip(moving, moments, strict=True):
         average.assign(average * self.momentum + value * (1.0 - self.momentum))
@@ -54,12 +56,12 @@ def _fits(layer, inputs):
     # XLA makes one pass of Keras's formula by itself.
     return (
         dtype == layer.compute_dtype
-        and dtype in private.LOW_PRECISION
+        and dtype in dtypes.LOW_PRECISION
         and layer.variable_dtype == "float32"
         and layer.axis in (-1, rank - 1)
         and layer.trainable
         and not layer.synchronized
         and not getattr(layer, "renorm", False)  # Keras 3.12 has none
         and keras.backend.backend() == "tensorflow"
-        and not private.in_xla()
+        and not private.tracing.in_xla()
     )

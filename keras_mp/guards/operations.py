@@ -10,7 +10,7 @@ import functools
 
 import keras
 
-from keras_mp import flow, lists, numerics, private
+from keras_mp import dtypes, flow, lists, private
 from keras_mp.guards.wrapping import wrap_once
 from keras_mp.ops import float32
 
@@ -19,7 +19,7 @@ _STEEP = "_keras_mp_steep"
 
 def guard_operations(model):
     """Guard the operations in the graph of ``model``, a Functional model."""
-    operations = private.graph_operations(model)
+    operations = private.graphs.graph_operations(model)
     for operation in reversed(operations):  # readers first
         steep = _is_steep(operation) or _feeds_steep_only(operation)
         vars(operation)[_STEEP] = steep
@@ -32,7 +32,7 @@ def _is_steep(operation):
 
 
 def _feeds_steep_only(operation):
-    readers = private.readers_of_operation(operation)
+    readers = private.graphs.readers_of_operation(operation)
     return bool(readers) and all(vars(reader).get(_STEEP) for reader in readers)
 
 
@@ -40,13 +40,11 @@ def _guarded(operation, call):
     @functools.wraps(call)
     def guarded(*args, **kwargs):
         floats = [
-            leaf
-            for leaf in keras.tree.flatten((args, kwargs))
-            if numerics.is_float(leaf)
+            leaf for leaf in keras.tree.flatten((args, kwargs)) if dtypes.is_float(leaf)
         ]
-        dtypes = {flow.dtype_in_keras(leaf) for leaf in floats}
-        dtype = keras.backend.result_type(*dtypes) if dtypes else None
-        if dtype not in private.LOW_PRECISION:
+        given = {flow.dtype_in_keras(leaf) for leaf in floats}
+        dtype = keras.backend.result_type(*given) if given else None
+        if dtype not in dtypes.LOW_PRECISION:
             return call(*args, **kwargs)
 
         def exact():
@@ -61,7 +59,7 @@ def _guarded(operation, call):
         outputs = call(*args, **kwargs)
         if any(outputs is leaf for leaf in floats):  # nothing is computed
             return outputs
-        if any(map(flow.is_low, keras.tree.flatten(outputs))):
+        if any(map(dtypes.is_low, keras.tree.flatten(outputs))):
             return _remembering(outputs, exact)
         return flow.hand_on(outputs, dtype)
 

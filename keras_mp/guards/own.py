@@ -10,7 +10,7 @@ import functools
 
 import keras
 
-from keras_mp import flow, numerics, private
+from keras_mp import casts, dtypes, flow, private
 from keras_mp.guards import containers, kept, own_islands
 from keras_mp.guards.wrapping import wrap_once
 
@@ -43,13 +43,13 @@ def _own(layer, call):
     @functools.wraps(call)
     def own(*args, **kwargs):
         if kept.dtype_around(layer) is not None:  # also where Keras casts no inputs
-            args, kwargs = numerics.cast_floats((args, kwargs), "float32")
+            args, kwargs = casts.cast_floats((args, kwargs), "float32")
         if not containers.is_guarded(layer):
             outputs = own_islands.call(layer, call, args, kwargs)
         else:
             # Keras casts neither inputs nor variables while `autocast` is off.
             args, kwargs = flow.rounded((args, kwargs), layer.compute_dtype)
-            with private.variables_read_in(layer.compute_dtype):
+            with private.variables.variables_read_in(layer.compute_dtype):
                 outputs = own_islands.call(layer, call, args, kwargs)
         return _handed_out(layer, outputs)
 
@@ -70,7 +70,7 @@ def _wrapper(layer, call):
         inside = flow.GRAPH if flow.reader() == flow.GRAPH else flow.CODE
         with flow.read_by(inside):
             outputs = call(*args, **kwargs)
-        low = layer.compute_dtype in private.LOW_PRECISION
+        low = dtypes.computes_low(layer)
         return flow.hand_on(outputs, layer.compute_dtype) if low else outputs
 
     return wrapper

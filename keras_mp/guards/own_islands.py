@@ -13,7 +13,7 @@ import warnings
 
 import keras
 
-from keras_mp import flow, private
+from keras_mp import dtypes, flow, private
 from keras_mp.guards import assignments
 from keras_mp.guards.wrapping import wrap_once
 
@@ -56,9 +56,9 @@ def call(layer, function, args, kwargs):
         Exception: What ``function`` raises, if it is not about dtypes or is raised in
             float32 too.
     """
-    low = layer.compute_dtype in private.LOW_PRECISION
+    low = dtypes.computes_low(layer)
     switches = _switches(args, kwargs)
-    if low and private.is_foreign(layer) and not reason(layer):
+    if low and private.layers.is_foreign(layer) and not reason(layer):
         become_island(layer, TypeError("a SavedModel has dtypes of its own"))
     if low and _reasons(layer).keys() & {switches, _ANY}:
         return _in_float32(layer, function, args, kwargs)
@@ -75,7 +75,7 @@ def _first_call(layer, switches, function, args, kwargs):
         with flow.read_by(flow.CODE), assignments.watched(layer):
             outputs = function(*args, **kwargs)
     except Exception as error:
-        if not private.is_dtype_error(error):
+        if not private.errors.is_dtype_error(error):
             raise
         _restore(before)
         try:
@@ -98,12 +98,12 @@ def _switches(args, kwargs):
 def _in_float32(layer, function, args, kwargs):
     hand_on_inside(layer)
     args, kwargs = flow.widened((args, kwargs))
-    own_dtype = private.policy_as(layer, keras.DTypePolicy("float32"))
+    own_dtype = private.attributes.policy_as(layer, keras.DTypePolicy("float32"))
     dtype = layer.compute_dtype
     with (
-        private.attributes_for_now(own_dtype),
+        private.attributes.attributes_for_now(own_dtype),
         flow.read_by(flow.ISLAND),
-        private.variables_as_stored(),
+        private.variables.variables_as_stored(),
     ):
         outputs = function(*args, **kwargs)
     return flow.rounded(outputs, dtype)
@@ -111,7 +111,7 @@ def _in_float32(layer, function, args, kwargs):
 
 def hand_on_inside(layer):
     """Have the layers inside ``layer`` hand float32 to code that computes in it."""
-    for inner in private.walk(layer)[1:]:
+    for inner in private.layers.walk(layer)[1:]:
         wrap_once(inner, "call", "in island", _handing_on)
 
 
@@ -128,10 +128,10 @@ def _handing_on(inner_call):
 
 def _state(layer):
     """Return what a ``call`` that fails half way may have changed."""
-    losses = [(inner, list(inner._losses)) for inner in private.walk(layer)]
+    losses = [(inner, list(inner._losses)) for inner in private.layers.walk(layer)]
     variables = layer.non_trainable_variables
-    with private.variables_as_stored():
-        values = private.values_of(variables)
+    with private.variables.variables_as_stored():
+        values = private.variables.values_of(variables)
     return losses, list(zip(variables, values, strict=True))
 
 
@@ -139,7 +139,9 @@ def _restore(state):
     losses, values = state
     for inner, before in losses:
         inner._losses[:] = before
-    with private.variables_as_stored():  # Keras 3.12 rounds what is assigned in a call
+    with (
+        private.variables.variables_as_stored()
+    ):  # Keras 3.12 rounds what is assigned in a call
         for variable, value in values:
             variable.assign(value)
 
@@ -147,7 +149,7 @@ def _restore(state):
 def become_island(layer, error, switches=_ANY):
     """Have the code of ``layer``, which raised ``error``, compute in float32; warn."""
     known = reason(layer) is not None
-    message = private.message_of(error)
+    message = private.errors.message_of(error)
     operation = re.search(r"'(\w+)' Op|compute (\w+) as", message)
     where = _line(error)
     found = " ".join(
@@ -162,7 +164,7 @@ def become_island(layer, error, switches=_ANY):
         return
     warnings.warn(
         f"Layer '{layer.name}' ({type(layer).__name__}) failed in "
-        f"{layer.compute_dtype} {found}: {private.summary_of(error)}. Its code "
+        f"{layer.compute_dtype} {found}: {private.errors.summary_of(error)}. Its code "
         "computes in float32 from now on, as a float32 island; layers inside it still "
         "compute in 16 bits. To have all of it in 16 bits, cast what it mixes to "
         "`self.compute_dtype`; to get the error, use keras_mp.Policy(..., "
@@ -174,5 +176,5 @@ def become_island(layer, error, switches=_ANY):
 def _line(error):
     """Return the line of the user's code in which ``error`` was raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not private.is_library(frame.filename)]
+    own = [frame for frame in frames if not private.errors.is_library(frame.filename)]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else None

@@ -9,13 +9,13 @@ import functools
 
 import keras
 
-from keras_mp import flow, lists, private
+from keras_mp import dtypes, flow, lists, private
 from keras_mp.guards.wrapping import wrap_once
 
 
 def is_product(layer):
     """Return whether ``layer`` is a product with its own weights, and nothing else."""
-    return isinstance(layer, lists.PRODUCTS) and not private.has_own_call(layer)
+    return isinstance(layer, lists.PRODUCTS) and not private.layers.has_own_call(layer)
 
 
 def guard(layer):
@@ -27,13 +27,16 @@ def _remembering(layer, call):
     @functools.wraps(call)
     def remembering(*args, **kwargs):
         outputs = call(*args, **kwargs)
-        if not flow.is_low(outputs):
+        if not dtypes.is_low(outputs):
             return outputs
 
         def exact():
-            dtype = private.policy_as(layer, keras.DTypePolicy("float32"))
+            dtype = private.attributes.policy_as(layer, keras.DTypePolicy("float32"))
             widened, named = flow.widened((args, kwargs))
-            with private.attributes_for_now(dtype), private.variables_as_stored():
+            with (
+                private.attributes.attributes_for_now(dtype),
+                private.variables.variables_as_stored(),
+            ):
                 return call(*widened, **named)
 
         return flow.remember_product(outputs, exact)

@@ -32,7 +32,7 @@ def is_guarded(layer):
 def _on_stored(call):
     @functools.wraps(call)
     def on_stored(*args, **kwargs):
-        with private.variables_as_stored():
+        with private.variables.variables_as_stored():
             return call(*args, **kwargs)
 
     return on_stored

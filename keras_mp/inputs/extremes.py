@@ -6,7 +6,7 @@ import keras
 import ml_dtypes
 from keras import ops
 
-from keras_mp import distribute, private
+from keras_mp import distribute, dtypes, private
 from keras_mp.inputs.rounding import roundings
 
 #: Roundings that are watched, and numbers of each that are looked at: on two CPU cores
@@ -17,7 +17,7 @@ _SLOTS, _NUMBERS = 64, 2**14
 # The largest number, and up to where every whole number is one.
 _LIMITS = {
     dtype: (float(ml_dtypes.finfo(dtype).max), 2 ** (ml_dtypes.finfo(dtype).nmant + 1))
-    for dtype in private.LOW_PRECISION
+    for dtype in dtypes.LOW_PRECISION
 }
 
 
@@ -31,7 +31,7 @@ class Extremes:
     def __init__(self, model):
         self._model = model
         self._slots = {}  # of the inputs' names, the layer and the dtype
-        self._noted_eagerly = private.in_graph(self._note_call)
+        self._noted_eagerly = private.tracing.in_graph(self._note_call)
         with distribute.scope_of(model):
             self._values = keras.Variable(
                 initializer="zeros",
@@ -56,7 +56,7 @@ class Extremes:
         here is no reason for a step to fail.
         """
         with contextlib.suppress(Exception):
-            if private.is_traced():
+            if private.tracing.is_traced():
                 self._note(x)
             else:
                 self._noted_eagerly(x)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_mp import lists, private
+from keras_mp import dtypes, lists, private
 
 # TensorFlow's operations by what they do to numbers: those that keep all of them; those
 # that leave some out, from their first argument (`Split` from its second); those that
@@ -93,7 +93,7 @@ def _casts(model, tensor):
             seen.add((operation.name, id(tensor)))
             if operation.type == "Cast":
                 (out,) = operation.outputs
-                if out.dtype.name in private.LOW_PRECISION:
+                if out.dtype.name in dtypes.LOW_PRECISION:
                     yield numbers, operation
                 elif out.dtype.is_floating or out.dtype.is_integer:
                     open_.append((out, out))
@@ -129,10 +129,11 @@ def _caster(model, cast):
     reader = next(_readers(model, cast.outputs[0]), None)
     if reader is None:
         return None
-    if around and private.has_own_call(around[-1]) and _is_low(around[-1]):
+    own = bool(around) and private.layers.has_own_call(around[-1])
+    if own and dtypes.computes_low(around[-1]):
         return around[-1]
     inside = _layers_of(model, reader)[len(around) :]
-    called = [each for each in inside if not private.has_graph(each)]
+    called = [each for each in inside if not private.graphs.has_graph(each)]
     return (called or around[-1:] or [model])[0]
 
 
@@ -153,10 +154,6 @@ def _readers(model, tensor):
                 yield operation
 
 
-def _is_low(layer):
-    return layer.compute_dtype in private.LOW_PRECISION
-
-
 def _layers_of(model, operation):
     """Return the layers in which ``operation`` is, from the outside in.
 
@@ -165,7 +162,9 @@ def _layers_of(model, operation):
     """
     found = []
     for scope in operation.name.split("/")[:-1]:
-        inside = private.walk(found[-1])[1:] if found else private.walk(model)
+        inside = (
+            private.layers.walk(found[-1])[1:] if found else private.layers.walk(model)
+        )
         names = {layer.name: layer for layer in reversed(inside)}
         layer = names.get(re.sub(r"_\d+$", "", scope)) or names.get(scope)
         if layer is not None:

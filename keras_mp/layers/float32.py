@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_mp import policies, private
+from keras_mp import dtypes, policies, private
 from keras_mp.layers.island import Island
 
 
@@ -61,11 +61,11 @@ class Float32(Island, keras.layers.Layer):
         )
         self.layer = layer
         self.supports_masking = layer.supports_masking
-        private.take_build_contract(self.build, layer.build)
+        private.layers.take_build_contract(self.build, layer.build)
         self._put_in_float32()
 
     def _put_in_float32(self):
-        for inner in private.walk(self.layer):
+        for inner in private.layers.walk(self.layer):
             policies.put_under(inner, policies.FLOAT32)
 
     def build(self, *args, **kwargs):
@@ -121,7 +121,7 @@ def _check_layer(layer):
     low = [
         variable.path
         for variable in layer.variables
-        if keras.backend.standardize_dtype(variable.dtype) in private.LOW_PRECISION
+        if keras.backend.standardize_dtype(variable.dtype) in dtypes.LOW_PRECISION
     ]
     if low:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_mp import flow, numerics, private
+from keras_mp import casts, dtypes, flow
 
 
 class Island:
@@ -27,12 +27,12 @@ class Island:
         super().__init__(*args, dtype="float32", **kwargs)
         # The rules of a policy are applied to it like to a layer's own.
         self.outer_policy = keras.dtype_policies.get(dtype)
-        self.output_dtype = numerics.checked_float_dtype(
+        self.output_dtype = dtypes.checked_float_dtype(
             type(self).__name__, output_dtype
         )
 
     def __call__(self, *args, **kwargs):
-        args, kwargs = private.cast_with_masks((args, kwargs), "float32")
+        args, kwargs = keras.tree.map_structure(_in_float32, (args, kwargs))
         return super().__call__(*args, **kwargs)
 
     def handed_back(self, outputs):
@@ -49,3 +49,8 @@ class Island:
             "dtype": keras.dtype_policies.serialize(self.outer_policy),
             "output_dtype": self.output_dtype,
         }
+
+
+def _in_float32(leaf):
+    """Return a float tensor in float32; Keras casts symbolic ones in its graph."""
+    return casts.cast_floats(leaf, "float32") if keras.ops.is_tensor(leaf) else leaf

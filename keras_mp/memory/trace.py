@@ -14,7 +14,7 @@ import random
 
 import keras
 
-from keras_mp import numerics, policies, private, training
+from keras_mp import kinds, policies, private, training
 
 
 def recipe(model):
@@ -24,7 +24,7 @@ def recipe(model):
     except NotImplementedError as error:
         raise ValueError(_NO_COPY.format(model.name, error)) from error
     config.pop("compile_config", None)
-    classes = {type(layer) for layer in private.walk(model)}
+    classes = {type(layer) for layer in private.layers.walk(model)}
     own = {c.__name__: c for c in classes if c.__module__.split(".")[0] != "keras"}
     return config, own, policies.policy_of(model)
 
@@ -218,8 +218,8 @@ def _record_gradients(optimizer, names):
 
     def recording(gradients, *args, **kwargs):
         gradients = list(gradients)
-        for gradient in numerics.dense_parts(gradients):
-            names.update({gradient.name, private.before_cast(gradient).name})
+        for gradient in kinds.dense_parts(gradients):
+            names.update({gradient.name, private.tracing.before_cast(gradient).name})
         return apply(gradients, *args, **kwargs)
 
     optimizer.apply = recording

@@ -12,7 +12,7 @@ branch that is taken only if any number is not finite.
 import keras
 from keras import ops
 
-from keras_mp import numerics, private
+from keras_mp import dtypes, numerics, private
 
 
 def begin(model):
@@ -25,8 +25,8 @@ def begin(model):
     variables = _variables(metrics)
     if not variables:
         return {}
-    values = private.values_of(variables)
-    values = private.cond(
+    values = private.variables.values_of(variables)
+    values = private.kernels.cond(
         numerics.all_finite(_floats(values)),
         lambda: values,
         lambda: _started(metrics, _by_id(variables, values)),
@@ -51,7 +51,7 @@ def leave_out(model, before, logs):
     """
     metrics = _counting(model)
     variables = _variables(metrics)
-    values = private.values_of(variables)
+    values = private.variables.values_of(variables)
     shown = _numbers_on_top(logs)
     losses = [value for name, value in shown.items() if _is_loss(name)]
 
@@ -61,7 +61,7 @@ def leave_out(model, before, logs):
         nonfinite = _any([in_logs, *_left_out_losses(model, left_out)])
         return _with_results(model, left_out, shown), nonfinite
 
-    shown, nonfinite = private.cond(
+    shown, nonfinite = private.kernels.cond(
         numerics.all_finite([*_floats(values), *losses]),
         lambda: (shown, ops.convert_to_tensor(False)),
         mended,
@@ -71,7 +71,9 @@ def leave_out(model, before, logs):
 
 def _counting(model):
     """Return the metrics of ``model`` one by one, also those given to ``compile``."""
-    return [part for _, parts in private.reporting_metrics(model) for part in parts]
+    return [
+        part for _, parts in private.trainer.reporting_metrics(model) for part in parts
+    ]
 
 
 def _started(metrics, values):
@@ -99,10 +101,10 @@ def _put_one_back(metric, before, values):
     new = [values[id(each)] for each in variables]
     old = [before.get(id(each), ops.zeros_like(values[id(each)])) for each in variables]
     pairs = list(zip(old, new, strict=True))
-    is_out = _any([_is_ruined(*pair) for pair in pairs if numerics.is_float(pair[0])])
+    is_out = _any([_is_ruined(*pair) for pair in pairs if dtypes.is_float(pair[0])])
     had_nothing = _all([ops.all(ops.equal(each, ops.zeros_like(each))) for each in old])
     for variable, (value, ruined) in zip(variables, pairs, strict=True):
-        if numerics.is_float(value):
+        if dtypes.is_float(value):
             value = ops.where(had_nothing, ops.full_like(value, float("nan")), value)
         variable.assign(ops.where(is_out, value, ruined))
     return is_out
@@ -118,7 +120,7 @@ def _left_out_losses(model, left_out):
     """Return for each loss that ``model`` tracks whether it was put back."""
     return [
         left_out[id(metric)]
-        for metric, parts in private.reporting_metrics(model)
+        for metric, parts in private.trainer.reporting_metrics(model)
         if metric in parts and _is_loss(metric.name)
     ]
 
@@ -126,7 +128,7 @@ def _left_out_losses(model, left_out):
 def _with_results(model, left_out, shown):
     """Return the logs ``shown``, with what the metrics that were put back give now."""
     shown = dict(shown)
-    for metric, parts in private.reporting_metrics(model):
+    for metric, parts in private.trainer.reporting_metrics(model):
         if not getattr(metric, "built", True):
             continue  # a train_step that leaves out the metrics of `compile`
         is_out = _any([left_out[id(part)] for part in parts])
@@ -151,7 +153,7 @@ def _numbers_on_top(logs):
     return {
         name: ops.convert_to_tensor(value)
         for name, value in logs.items()
-        if numerics.is_float(value) or isinstance(value, float)
+        if dtypes.is_float(value) or isinstance(value, float)
     }
 
 

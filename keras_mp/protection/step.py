@@ -50,10 +50,10 @@ def _protected(model, train_step):
             return train_step(data)
         if model.run_eagerly:
             # A traced function has created all variables before its first real step.
-            private.build_for(model, data)
+            private.trainer.build_for(model, data)
         skipped = _skipped(optimizers)
         variables = model.non_trainable_variables
-        values = private.values_of(variables)
+        values = private.variables.values_of(variables)
         before = means.begin(model)
         with contextlib.ExitStack() as steps:
             for optimizer in optimizers:

@@ -56,7 +56,7 @@ def test_followers_hand_code_the_dtype_that_keras_would():
 
 
 def test_a_keras_without_the_hook_is_said_once_and_rules_hold(monkeypatch):
-    monkeypatch.setattr(private, "layer_hook", lambda *handlers: False)
+    monkeypatch.setattr(private.layers, "layer_hook", lambda *handlers: False)
     policies._watch_layers.cache_clear()
     try:
         with pytest.warns(UserWarning, match="does not tell when a layer"):

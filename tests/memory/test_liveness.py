@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from keras_mp import memory, numerics
+from keras_mp import memory, stacks
 
 layers = keras.layers
 
@@ -40,7 +40,7 @@ def test_gradients_are_told_apart():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
 def test_updates_write_in_place(optimizer, monkeypatch):
-    monkeypatch.setattr(numerics, "LARGE", 512 * 512)  # XLA compiles RMSprop's
+    monkeypatch.setattr(stacks, "LARGE", 512 * 512)  # XLA compiles RMSprop's
     model = keras.Sequential([keras.Input((512,)), layers.Dense(512, use_bias=False)])
     report = memory.memory_report(
         model, 1, "mixed_float16", optimizer=optimizer, loss=LOGITS

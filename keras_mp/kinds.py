@@ -1,0 +1,35 @@
+"""Kinds of gradients: a dense tensor, None, or rows of a large variable.
+
+None says that the variable did not take part. A sparse gradient, such as TensorFlow's
+``IndexedSlices``, is known by its ``values`` and ``indices``, and stays sparse.
+"""
+
+
+def is_sparse(gradient):
+    """Return whether ``gradient`` holds only some rows of its variable."""
+    return hasattr(gradient, "values") and hasattr(gradient, "indices")
+
+
+def dense_parts(gradients):
+    """Return the tensors that hold the numbers of ``gradients``; None is left out."""
+    return [
+        gradient.values if is_sparse(gradient) else gradient
+        for gradient in gradients
+        if gradient is not None
+    ]
+
+
+def overwrites(variable):
+    """Return whether a "gradient" of ``variable`` is its next value.
+
+    So it is with the scaling factors of float8 layers.
+    """
+    return getattr(variable, "overwrite_with_gradient", False)
+
+
+def map_values(function, gradient):
+    """Return ``gradient`` with ``function`` applied to the tensor of its numbers."""
+    if not is_sparse(gradient):
+        return function(gradient)
+    values = function(gradient.values)
+    return type(gradient)(values, gradient.indices, gradient.dense_shape)

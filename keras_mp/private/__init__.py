@@ -1,0 +1,30 @@
+"""All that Keras and TensorFlow keep private or lack, by subject, and why it is needed.
+
+Every function here is tested on the oldest and the newest supported Keras.
+"""
+
+from keras_mp.private import (
+    attributes,
+    errors,
+    graphs,
+    kernels,
+    layers,
+    optimizers,
+    tensors,
+    tracing,
+    trainer,
+    variables,
+)
+
+__all__ = [
+    "attributes",
+    "errors",
+    "graphs",
+    "kernels",
+    "layers",
+    "optimizers",
+    "tensors",
+    "tracing",
+    "trainer",
+    "variables",
+]

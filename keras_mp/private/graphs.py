@@ -1,0 +1,71 @@
+"""The graph of a Functional or Sequential model: its tensors and operations."""
+
+import keras
+
+from keras_mp.dtypes import LOW_PRECISION
+from keras_mp.private import layers
+
+
+def graph_of(model):
+    """Return the Functional model that ``model`` is, or has if it is Sequential."""
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model
+
+
+def named_outputs(model):
+    """Return pairs of the name and the symbolic tensor of each output of a graph.
+
+    The names are those by which losses are given: the keys where outputs are a dict.
+    """
+    graph = graph_of(model)
+    struct = getattr(graph, "_outputs_struct", None)
+    if isinstance(struct, dict):
+        names = {id(tensor): key for key, tensor in struct.items()}
+        return [(names.get(id(tensor)), tensor) for tensor in graph.outputs]
+    return list(zip(graph.output_names, graph.outputs, strict=True))
+
+
+def source_of(tensor):
+    """Return what computes a symbolic ``tensor``, and which of its outputs it is."""
+    history = tensor._keras_history
+    return history.operation, history.tensor_index
+
+
+def inputs_of(tensor):
+    """Return the symbolic tensors that a symbolic ``tensor`` is computed from."""
+    history = tensor._keras_history
+    node = history.operation._inbound_nodes[history.node_index]
+    return list(node.arguments.keras_tensors)
+
+
+def graph_operations(model):
+    """Return the operations of a Functional model that are no layers, inputs first."""
+    operations = getattr(model, "operations", ())
+    return [each for each in operations if not isinstance(each, keras.layers.Layer)]
+
+
+def readers_of_operation(operation):
+    """Return the operations and layers that read what ``operation`` returns."""
+    return [node.operation for node in operation._outbound_nodes]
+
+
+def has_graph(layer):
+    """Return whether ``layer`` runs a graph of layers: Functional or Sequential."""
+    graphs = keras.Sequential, keras.Function
+    return isinstance(layer, graphs) and layers.is_code_of_keras(type(layer).call)
+
+
+#: The attribute in which a ``Sequential`` model stores the input that it makes.
+SEQUENTIAL_LAYERS = "_layers"
+
+
+def widen_made_input(layers):
+    """Have a ``Sequential`` model of ``layers`` take its input in float32.
+
+    One that makes its own input makes it in the compute dtype of its first layer, and
+    goes on rounding to it.
+    """
+    for first in layers[:1]:
+        if isinstance(first, keras.layers.InputLayer) and first.dtype in LOW_PRECISION:
+            first._dtype = first.output._dtype = "float32"

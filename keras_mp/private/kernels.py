@@ -1,0 +1,98 @@
+"""TensorFlow's kernels that `keras.ops` has no name for."""
+
+import functools
+
+import keras
+
+
+def batch_normalized(inputs, gamma, beta, epsilon):
+    """Return ``inputs``, normalized over all axes but the last, by one kernel.
+
+    `keras.ops` has none. It is cuDNN's on a GPU and oneDNN's on a CPU, and computes in
+    float32 whatever ``inputs`` are in (Ioffe and Szegedy, 2015).
+
+    Args:
+        inputs: float16, bfloat16 or float32 tensor of shape (..., channels).
+        gamma: float32 tensor or variable of shape (channels,).
+        beta: As ``gamma``.
+        epsilon: float.
+
+    Returns:
+        A tensor like ``inputs``, and their mean and variance over all axes but the
+        last, float32 tensors of shape (channels,) that pass no gradient on.
+    """
+    import tensorflow as tf
+
+    channels = inputs.shape[-1]
+    rows = inputs
+    if len(inputs.shape) != 4:
+        # As one tall image: cuDNN takes up to 50 times as long for a batch of small
+        # ones, and its variance is less exact.
+        rows = tf.reshape(inputs, (1, -1, 1, channels))
+    outputs, mean, unbiased, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=rows,
+        scale=tf.convert_to_tensor(gamma),
+        offset=tf.convert_to_tensor(beta),
+        mean=tf.zeros([0]),
+        variance=tf.zeros([0]),
+        epsilon=epsilon,
+        is_training=True,
+    )
+    count = tf.cast(tf.size(inputs) // channels, "float32")
+    # Of a single number, cuDNN's is 0 times infinity.
+    variance = tf.math.multiply_no_nan(unbiased, (count - 1) / count)
+    if rows is not inputs:
+        outputs = tf.ensure_shape(tf.reshape(outputs, tf.shape(inputs)), inputs.shape)
+    return outputs, mean, variance
+
+
+def is_only_on_cpus():
+    """Return whether TensorFlow computes, and has nothing but CPUs."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.config.list_logical_devices("GPU")
+
+
+def cond(condition, if_true, if_false):
+    """Do what `keras.ops.cond` does, in one node however many tensors enter it.
+
+    TensorFlow turns a branch into a Switch for each tensor that enters it, which for
+    hundreds of gradients and variables takes longer than what the branch does. It
+    leaves the If as it is where functions are traced for its single-threaded executor,
+    which has no Switch; the public setting of that executor is what asks for it here.
+    Calls inside the branches are traced as always.
+
+    An If is done on one device. So this is not for branches that reach several, and
+    where there is a GPU, to whose variables some on the CPU come, it is Keras's own.
+    """
+    if not is_only_on_cpus():
+        return keras.ops.cond(condition, if_true, if_false)
+    import tensorflow as tf
+
+    executor = tf.experimental.function_executor_type
+
+    def usual(branch):
+        with executor(""):
+            return branch()
+
+    with executor("SINGLE_THREADED_EXECUTOR"):
+        return keras.ops.cond(
+            condition,
+            functools.partial(usual, if_true),
+            functools.partial(usual, if_false),
+        )
+
+
+def raise_if(condition, message):
+    """Make the step that computes ``condition`` fail if it is true.
+
+    Under ``jit_compile=True`` XLA drops such checks and training goes on.
+
+    Raises:
+        tf.errors.InvalidArgumentError: With ``message``, when the step runs.
+    """
+    import tensorflow as tf
+
+    tf.debugging.Assert(tf.logical_not(condition), [message])

@@ -1,0 +1,146 @@
+"""What Keras keeps private of an optimizer: its counter, its slots, its update."""
+
+import contextlib
+import functools
+
+import keras
+
+from keras_mp.private import attributes
+
+
+def step_counter(optimizer):
+    """Return the variable that counts the gradients ``optimizer`` was given.
+
+    Public ``iterations`` counts updates, of which accumulation makes fewer.
+    """
+    return optimizer._iterations
+
+
+def learning_rate_schedule(optimizer):
+    """Return the schedule that ``optimizer`` was given, or None.
+
+    Public ``learning_rate`` is its present value.
+    """
+    schedule = optimizer._learning_rate
+    is_schedule = isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule)
+    return schedule if is_schedule else None
+
+
+def accumulators(optimizer, variables):
+    """Return the variables in which ``optimizer`` sums the gradients of ``variables``.
+
+    Raises:
+        ValueError: ``optimizer`` was built before it was told to accumulate.
+    """
+    if not hasattr(optimizer, "_accumulated_gradients"):
+        raise ValueError(
+            f"Optimizer '{optimizer.name}' was built without accumulators, and "
+            f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps} was "
+            "set afterwards. Pass it to the optimizer's constructor."
+        )
+    index = optimizer._get_variable_index
+    return [optimizer._accumulated_gradients[index(v)] for v in variables]
+
+
+def updating_parts(optimizer):
+    """Return the optimizers that update variables in the name of ``optimizer``.
+
+    Itself, or the parts of a `keras.optimizers.MultiOptimizer`, whose list of them is
+    not documented.
+    """
+    return list(getattr(optimizer, "optimizers", ())) or [optimizer]
+
+
+def updates_as(optimizer, cls):
+    """Return whether ``optimizer`` updates a variable with the very code of ``cls``."""
+    names = ("update_step", "assign", "assign_add", "assign_sub")
+    return not any(name in vars(optimizer) for name in names) and all(
+        getattr(type(optimizer), name) is getattr(cls, name) for name in names
+    )
+
+
+@contextlib.contextmanager
+def updating_by(optimizer, update, update_one):
+    """Have ``optimizer.apply`` change variables by ``update`` and ``update_one``.
+
+    Keras's public ``update_step`` changes one variable at a time, and under a strategy
+    in a context of its own; ``_backend_update_step`` gets all of them, in the replica.
+
+    Args:
+        optimizer: A Keras optimizer without parts.
+        update: ``update(keras_update, gradients, variables, learning_rate)`` with the
+            backend's variables; ``keras_update`` takes the last three and does what
+            Keras would.
+        update_one: ``update_one(update_step, gradient, variable, learning_rate)``, used
+            by ``keras_update``.
+    """
+    keras_update, update_step = optimizer._backend_update_step, optimizer.update_step
+
+    def update_all(gradients, variables, learning_rate):
+        variables = [getattr(variable, "value", variable) for variable in variables]
+        update(keras_update, gradients, variables, learning_rate)
+
+    with attributes.replaced(
+        optimizer,
+        _backend_update_step=update_all,
+        update_step=functools.partial(update_one, update_step),
+    ):
+        yield
+
+
+def slots(optimizer, variable, names):
+    """Return the optimizer's variables that belong to ``variable``.
+
+    Args:
+        optimizer: A built Keras optimizer.
+        variable: A variable, Keras's or the backend's.
+        names: Names of the attributes that list such variables, one an item.
+
+    Returns:
+        A list of the backend's variables. Keras names none of them in public.
+    """
+    index = optimizer._get_variable_index(variable)
+    return [getattr(optimizer, name)[index].value for name in names]
+
+
+@contextlib.contextmanager
+def update_only(optimizer):
+    """Have ``optimizer.apply`` take gradients as final: all summed, all accumulated.
+
+    Keras has no public switch for it. Its all-reduce would be the second one, and its
+    accumulation and its overwriting by averages meet all replicas inside a ``cond``,
+    which crashes under a strategy. Averages are the same on every replica, so that
+    each can assign its own.
+
+    Raises:
+        ValueError: A part of a `keras.optimizers.MultiOptimizer` accumulates.
+    """
+    steps = optimizer.gradient_accumulation_steps
+    parts = [optimizer, *getattr(optimizer, "optimizers", ())]
+    for part in parts[1:]:
+        if part.gradient_accumulation_steps:
+            raise ValueError(
+                f"Optimizer '{part.name}', a part of '{optimizer.name}', has "
+                f"gradient_accumulation_steps={part.gradient_accumulation_steps}. Set "
+                f"it on '{optimizer.name}' itself before it is built, for all parts."
+            )
+    optimizer.gradient_accumulation_steps = None
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, optimizer, "gradient_accumulation_steps", steps)
+        for part in parts:
+            final = attributes.replaced(
+                part,
+                _all_reduce_sum_gradients=lambda grads_and_vars: grads_and_vars,
+                _overwrite_model_variables_with_average_value=functools.partial(
+                    _overwrite_by_averages, part
+                ),
+            )
+            stack.enter_context(final)
+        yield
+
+
+def _overwrite_by_averages(optimizer, variables):
+    averages = optimizer._model_variables_moving_average
+    for variable, average in zip(variables, averages, strict=True):
+        if average is not None:
+            variable.assign(average)

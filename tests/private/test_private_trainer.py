@@ -1,0 +1,95 @@
+"""What Keras keeps private of training holds on the Keras at hand."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_mp import private
+
+
+def test_build_for_creates_every_variable():
+    model = keras.Sequential(
+        [
+            keras.layers.Dense(3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile("adam", loss="mse", metrics=["mae"])
+    x, y = np.ones((2, 4), "float32"), np.ones((2, 1), "float32")
+    assert not model.built
+    private.trainer.build_for(model, (tf.constant(x), tf.constant(y)))
+    assert [w.shape for w in model.trainable_variables][0] == (4, 3)
+    before = (
+        len(model.variables),
+        len(model.metrics_variables),
+        len(model.optimizer.variables),
+    )
+    model.train_on_batch(x, y)
+    after = (
+        len(model.variables),
+        len(model.metrics_variables),
+        len(model.optimizer.variables),
+    )
+    assert before == after
+    private.trainer.build_for(model, (tf.constant(x), tf.constant(y)))
+    assert len(model.variables) == after[0]
+
+
+def under_a_strategy():
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        model = keras.Sequential([keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    return model
+
+
+def test_strategy_of_is_the_models_own():
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    outside = keras.Sequential()
+    with strategy.scope():
+        inside = keras.Sequential()
+        assert private.trainer.strategy_of(outside) is None
+        assert outside.distribute_strategy is strategy  # the reason for the function
+    assert private.trainer.strategy_of(inside) is strategy
+
+
+def test_build_from_draws_a_batch_only_for_an_unbuilt_model():
+    drawn = []
+
+    def batches(epoch_iterator):
+        for first, last, _ in epoch_iterator:
+            drawn.append(first)
+            yield first, last, [(tf.TensorSpec((2, 4)), tf.TensorSpec((2, 1)))]
+
+    model = under_a_strategy()
+    private.trainer.build_from(model, batches)
+    for _ in range(2):
+        model.fit(np.ones((2, 4)), np.ones((2, 1)), verbose=0)
+        model.evaluate(np.ones((2, 4)), np.ones((2, 1)), verbose=0)
+    assert drawn == [0]
+    assert model.layers[0].kernel.shape == (4, 1)
+
+
+def test_build_from_leaves_a_model_without_call_to_its_train_step():
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        model = keras.Model()
+    private.trainer.build_from(model, None)
+    model._maybe_symbolic_build(iterator=[])
+
+
+def test_run_steps_with_gets_a_function_that_takes_lists_of_batches():
+    functions = []
+
+    def choose(make):
+        function = make()
+        functions.append(function)
+        return lambda iterator: function([next(iterator)])
+
+    model = under_a_strategy()
+    private.trainer.run_steps_with(model, choose, "mark")
+    model.fit(np.ones((6, 4)), np.ones((6, 1)), batch_size=2, verbose=0)
+    assert len(functions) == 1
+    assert model.optimizer.iterations == 3
+    batch = (tf.ones((2, 4)), tf.ones((2, 1)))
+    assert set(functions[0]([batch])) == {"loss"}
+    assert model.optimizer.iterations == 4
