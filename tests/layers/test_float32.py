@@ -544,7 +544,11 @@ def test_wrapping_leaves_the_global_policy_alone():
     assert layers.Dense(2).compute_dtype == "float16"
 
 
-@pytest.mark.parametrize("bad", [keras.ops.tanh, "dense", None, layers.Dense], ids=str)
+@pytest.mark.parametrize(
+    "bad",
+    [keras.ops.tanh, "dense", None, layers.Dense],
+    ids=["function", "name", "None", "class"],
+)
 def test_what_is_no_layer_is_refused(bad):
     with pytest.raises(TypeError, match="needs a keras layer.*Got.*Activation"):
         Float32(bad)
