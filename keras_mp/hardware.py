@@ -4,21 +4,25 @@ import itertools
 import os
 import pathlib
 import platform
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-#: The policies in which products are in 16 bits.
+#: Compute capability of each GPU as (major, minor); None where it is unknown.
+Capabilities = list[tuple[int, int] | None]
+
+#: The policies under which matrices are multiplied in 16 bits.
 MIXED_POLICIES = ("mixed_bfloat16", "mixed_float16")
 
-#: The first compute capabilities whose tensor cores know bfloat16 and float16.
+#: The first compute capabilities whose tensor cores compute in bfloat16 and float16.
 BFLOAT16_GPU, FLOAT16_GPU = (8, 0), (7, 0)
 
 #: Flags in /proc/cpuinfo of processors that multiply bfloat16 matrices in hardware.
 BFLOAT16_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
-#: Of those that multiply float16 matrices.
+#: Flags of processors that multiply float16 matrices in hardware.
 FLOAT16_CPU_FLAGS = ("avx512_fp16", "amx_fp16")
 
-# What ONEDNN_MAX_CPU_ISA may name, the oldest first, and from which on each flag is
-# used: https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
+# The values of ONEDNN_MAX_CPU_ISA, the oldest first, and the first value with which
+# oneDNN uses the instructions of each flag:
+# https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
 _ISAS = (
     "SSE41",
     "AVX",
@@ -54,12 +58,17 @@ class Recommendation(NamedTuple):
 
 
 def recommend() -> Recommendation:
-    """Return the policy that this machine's fastest devices compute well in.
+    """Return the policy to train under on this machine's fastest devices.
 
     bfloat16 on TPUs, on GPUs of compute capability 8.0 (Ampere) and later and on CPUs
     with AVX512_BF16 or AMX; float16 on GPUs of capability 7.0 to 7.5 (Volta, Turing),
-    whose tensor cores know float16 only; float32 elsewhere. Of several GPUs the oldest
+    whose tensor cores have float16 only; float32 elsewhere. Of several GPUs the oldest
     decides. The capabilities are those of NVIDIA's CUDA C++ Programming Guide.
+
+    Starts TensorFlow's devices if need be, and does not wait for their work.
+
+    Returns:
+        A `Recommendation`: the policy's name and the reason.
 
     Example:
 
@@ -70,9 +79,13 @@ def recommend() -> Recommendation:
 
 
 def native_policies() -> tuple[str, ...]:
-    """Return the mixed policies that this machine computes in hardware.
+    """Return the mixed policies whose dtype this machine multiplies in hardware.
 
-    Any other one is emulated: the numbers are right, and steps take longer.
+    The others are emulated: the numbers are right, and steps take longer. Starts
+    TensorFlow's devices if need be, and does not wait for their work.
+
+    Returns:
+        A tuple with ``"mixed_bfloat16"``, ``"mixed_float16"``, both or neither.
 
     Example:
 
@@ -82,18 +95,16 @@ def native_policies() -> tuple[str, ...]:
     return native(gpu_capabilities(), has_tpu(), cpu_flags() - hidden_cpu_flags())
 
 
-def native(
-    capabilities: list[tuple[int, int] | None], tpu: bool, flags: set[str]
-) -> tuple[str, ...]:
-    """Return the mixed policies that a machine computes in hardware.
+def native(capabilities: Capabilities, tpu: bool, flags: set[str]) -> tuple[str, ...]:
+    """Return the mixed policies whose dtype a described machine has hardware for.
 
     Args:
-        capabilities, tpu, flags: As of `choose`.
+        capabilities, tpu, flags: As for `choose`.
     """
     if tpu:
         return ("mixed_bfloat16",)
     if capabilities:
-        oldest = (0, 0) if None in capabilities else min(capabilities)
+        oldest = _oldest(capabilities) or (0, 0)
         has = oldest >= BFLOAT16_GPU, oldest >= FLOAT16_GPU
     else:
         known = BFLOAT16_CPU_FLAGS, FLOAT16_CPU_FLAGS
@@ -101,9 +112,7 @@ def native(
     return tuple(itertools.compress(MIXED_POLICIES, has))
 
 
-def choose(
-    capabilities: list[tuple[int, int] | None], tpu: bool, flags: set[str]
-) -> Recommendation:
+def choose(capabilities: Capabilities, tpu: bool, flags: set[str]) -> Recommendation:
     """Return the `Recommendation` for a described machine.
 
     Args:
@@ -128,12 +137,12 @@ def choose(
     )
 
 
-def _for_gpus(capabilities: list[tuple[int, int] | None]) -> Recommendation:
-    if None in capabilities:
+def _for_gpus(capabilities: Capabilities) -> Recommendation:
+    oldest = _oldest(capabilities)
+    if oldest is None:
         return Recommendation(
             "float32", "A GPU reports no compute capability; its precision is unknown."
         )
-    oldest = min(capabilities)
     shown = ".".join(map(str, oldest))
     if oldest >= BFLOAT16_GPU:
         return Recommendation(
@@ -152,7 +161,13 @@ def _for_gpus(capabilities: list[tuple[int, int] | None]) -> Recommendation:
     )
 
 
-def gpu_capabilities() -> list[tuple[int, int] | None]:
+def _oldest(capabilities: Capabilities) -> tuple[int, int] | None:
+    """Return the lowest capability; None if that of one GPU is unknown."""
+    known = [each for each in capabilities if each is not None]
+    return min(known) if len(known) == len(capabilities) else None
+
+
+def gpu_capabilities() -> Capabilities:
     """Return each visible GPU's compute capability as (major, minor), or None."""
     return [details.get("compute_capability") for details in _gpu_details()]
 
@@ -162,7 +177,7 @@ def gpu_names() -> list[str]:
     return [details.get("device_name", "GPU") for details in _gpu_details()]
 
 
-def _gpu_details():
+def _gpu_details() -> list[dict[str, Any]]:
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")
@@ -176,7 +191,7 @@ def has_tpu() -> bool:
     return bool(tf.config.get_visible_devices("TPU"))
 
 
-def cpu_flags(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> set[str]:
+def cpu_flags(cpuinfo: str | os.PathLike[str] = "/proc/cpuinfo") -> set[str]:
     """Return the CPU's feature flags as a set; empty where the system hides them.
 
     Args:
@@ -186,9 +201,9 @@ def cpu_flags(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> set[str]:
 
 
 def hidden_cpu_flags() -> set[str]:
-    """Return the flags whose instructions oneDNN is told not to use, as a set.
+    """Return the flags of instructions that ``ONEDNN_MAX_CPU_ISA`` forbids, as a set.
 
-    By the environment variable ``ONEDNN_MAX_CPU_ISA``.
+    oneDNN, with which TensorFlow multiplies matrices, reads this environment variable.
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if limit not in _ISAS:
@@ -197,25 +212,29 @@ def hidden_cpu_flags() -> set[str]:
     return {flag for flag, first in _USED_FROM.items() if first in newer}
 
 
-def cpu_name(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> str:
-    """Return the processor's name; ``"CPU"`` where the system hides it."""
+def cpu_name(cpuinfo: str | os.PathLike[str] = "/proc/cpuinfo") -> str:
+    """Return the processor's name; ``"CPU"`` where the system hides it.
+
+    Args:
+        cpuinfo: File in the format of Linux's /proc/cpuinfo.
+    """
     return _field("model name", cpuinfo) or platform.processor() or "CPU"
 
 
-def proc_bytes(field: str, path: str | os.PathLike) -> int | None:
-    """Return a size that Linux tells in kB, in bytes; None where it tells none.
+def proc_bytes(field: str, path: str | os.PathLike[str]) -> int | None:
+    """Return a size from a file of Linux's /proc, in bytes; None if it is not there.
 
     Args:
-        field: Its name, such as ``"VmHWM"``, the most that a process has held.
-        path: The file: ``/proc/self/status`` or ``/proc/meminfo``.
+        field: Its name, such as ``"VmHWM"``, the peak of a process's resident memory.
+        path: The file: ``/proc/self/status`` or ``/proc/meminfo``, with sizes in kB.
     """
     value = _field(field, path)
     return int(value.split()[0]) * 1024 if value else None
 
 
-def _field(field, path):
+def _field(field: str, path: str | os.PathLike[str]) -> str:
     """Return the first value of a field in a file of /proc, or an empty string."""
-    path = pathlib.Path(path)
-    lines = path.read_text().splitlines() if path.exists() else []
+    file = pathlib.Path(path)
+    lines = file.read_text().splitlines() if file.exists() else []
     values = [line.partition(":")[2] for line in lines if line.startswith(field)]
     return values[0].strip() if values else ""

@@ -2,6 +2,7 @@
 
 import numbers
 import warnings
+from typing import Any
 
 import keras
 
@@ -21,11 +22,13 @@ class ScalerStats(keras.callbacks.Callback):
     (bfloat16, float32) it warns once and writes nothing. It also warns of an epoch
     whose steps were all skipped, because the model learned nothing in it.
 
+    Each reading waits for the device to finish the steps before it.
+
     Args:
-        frequency: ``"epoch"`` reads the device once an epoch, at its end. A number N
-            reads it after every N-th training step, or at the first chance after it
-            when ``steps_per_execution`` runs several at once; in between and at the
-            end of an epoch the logs repeat the last reading.
+        frequency: ``"epoch"`` to read once an epoch, at its end. A number N to read
+            after every N-th training step, or as soon as possible after it where
+            ``steps_per_execution`` runs several at once; in between and at the end of
+            an epoch the logs repeat the last reading.
 
     Raises:
         ValueError: ``frequency`` is neither ``"epoch"`` nor a whole number above 0.
@@ -39,15 +42,19 @@ class ScalerStats(keras.callbacks.Callback):
 
     def __init__(self, frequency: int | str = "epoch") -> None:
         super().__init__()
-        is_count = isinstance(frequency, numbers.Integral) and frequency > 0
-        if frequency != "epoch" and (not is_count or isinstance(frequency, bool)):
+        is_count = (
+            isinstance(frequency, numbers.Integral)
+            and not isinstance(frequency, bool)
+            and frequency > 0  # pyright: ignore[reportOperatorIssue]
+        )
+        if frequency != "epoch" and not is_count:
             raise ValueError(
                 f"ScalerStats(frequency={frequency!r}): `frequency` must be 'epoch' or "
                 "a whole number of steps above 0, such as 100."
             )
-        self.frequency = frequency
+        self.frequency: int | str = frequency
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._last = {}
         self._steps_done = 0
         self._steps_read = 0
@@ -61,31 +68,33 @@ class ScalerStats(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch_start = self._steps_done
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         # Under steps_per_execution, `batch` is the last of several.
         self._steps_done = self._epoch_start + batch + 1
-        if self.frequency == "epoch":
+        if isinstance(self.frequency, str):
             return
         if self._steps_done // self.frequency > self._steps_read // self.frequency:
             self._read()
         self._write(logs)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.frequency == "epoch":
             self._read()
         self._write(logs)
-        self._warn_if_nothing_was_applied()
+        self._warn_if_all_were_skipped()
 
-    def _read(self):
+    def _read(self) -> None:
         self._steps_read = self._steps_done
         if self._scales():
             stats = self.model.optimizer.stats()
             self._last = {f"scaler_{name}": value for name, value in stats.items()}
 
-    def _warn_if_nothing_was_applied(self):
+    def _warn_if_all_were_skipped(self) -> None:
         steps = self._steps_done - self._epoch_start
         skipped = self._last.get("scaler_consecutive_skipped", 0)
         if skipped >= steps > 0 and self._steps_read == self._steps_done:
@@ -100,9 +109,9 @@ class ScalerStats(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
-    def _write(self, logs):
+    def _write(self, logs: dict[str, Any] | None) -> None:
         if logs is not None:
             logs.update(self._last)
 
-    def _scales(self):
+    def _scales(self) -> bool:
         return isinstance(self.model.optimizer, LossScaleOptimizer)

@@ -1,4 +1,6 @@
-"""Loss-scale rules: pure configs, ``init() -> state``, ``update(state, verdict)``."""
+"""Loss-scale rules: frozen configs with ``init()`` and ``update(state, verdict)``."""
+
+from typing import Any
 
 import keras
 
@@ -19,15 +21,18 @@ __all__ = [
 _NAMED = {"dynamic": DynamicLossScale, "log_normal": LogNormalLossScale}
 
 
-def get(identifier: LossScale | str | dict) -> LossScale:
-    """Return the loss-scale rule that ``identifier`` stands for.
+def get(identifier: LossScale | str | dict[str, Any]) -> LossScale:
+    """Return the loss-scale rule that ``identifier`` names or describes.
 
     Args:
         identifier: A `LossScale`, ``"dynamic"``, ``"log_normal"``, or the dict that
             `keras.saving.serialize_keras_object` makes of a rule.
 
+    Returns:
+        A `LossScale`: ``identifier`` itself if it is one.
+
     Raises:
-        ValueError: It is none of these.
+        ValueError: ``identifier`` is none of these.
 
     Example:
 
@@ -42,15 +47,15 @@ def get(identifier: LossScale | str | dict) -> LossScale:
     if isinstance(rule, LossScale):
         return rule
     raise ValueError(
-        f"scaling={identifier!r} is no loss-scale rule. Pass one of "
+        f"scaling={identifier!r} is not a loss-scale rule. Pass one of "
         f"{sorted(_NAMED)}, or a rule such as "
         "keras_mp.scaling.DynamicLossScale(initial_scale=1024.0) or "
         "keras_mp.scaling.StaticLossScale(128.0)."
     )
 
 
-def _deserialized(config):
-    """Return what ``config`` stands for, or None if Keras knows no such class."""
+def _deserialized(config: dict) -> object:
+    """Return the object that ``config`` describes; None for an unknown class."""
     try:
         return keras.saving.deserialize_keras_object(config)
     except TypeError:

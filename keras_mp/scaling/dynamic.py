@@ -6,7 +6,7 @@ that NVIDIA Apex, DeepSpeed, Megatron-LM and fairseq added to it.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
@@ -27,11 +27,11 @@ class DynamicState(NamedTuple):
         overflows_since_rescale: int, how many of those overflowed.
     """
 
-    scale: object
-    clean_steps: object
-    hysteresis_left: object
-    steps_since_rescale: object
-    overflows_since_rescale: object
+    scale: Any
+    clean_steps: Any
+    hysteresis_left: Any
+    steps_since_rescale: Any
+    overflows_since_rescale: Any
 
 
 @base.register
@@ -41,7 +41,8 @@ class DynamicLossScale(base.LossScale):
 
     After ``growth_interval`` consecutive finite steps the scale is multiplied by
     ``growth_factor``; after an overflow it is multiplied by ``backoff_factor``. It
-    never leaves ``[min_scale, max_scale]``, so it can reach neither 0 nor inf.
+    never leaves ``[min_scale, max_scale]``, so it can reach neither 0 nor inf. The rule
+    is that of Micikevicius et al., "Mixed Precision Training" (2018).
 
     Args:
         initial_scale: First scale, a finite number above 0.
@@ -85,7 +86,7 @@ class DynamicLossScale(base.LossScale):
     overflow_tolerance: float = 0.0
     on_floor: str = "hold"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         owner = "keras_mp.scaling.DynamicLossScale"
         minimum, initial, maximum = base.checked_range(
             owner, self.min_scale, self.initial_scale, self.max_scale
@@ -118,7 +119,7 @@ class DynamicLossScale(base.LossScale):
             ),
         )
 
-    def init(self):
+    def init(self) -> DynamicState:
         return DynamicState(
             scale=np.float32(self.initial_scale),
             clean_steps=np.int64(0),
@@ -127,7 +128,7 @@ class DynamicLossScale(base.LossScale):
             overflows_since_rescale=np.int64(0),
         )
 
-    def update(self, state, verdict):
+    def update(self, state: DynamicState, verdict: base.Verdict) -> DynamicState:
         finite = ops.cast(verdict.finite, "bool")
         state, back_off = self._count(state, finite)
         clean_steps = ops.where(finite, state.clean_steps + 1, 0)
@@ -155,30 +156,30 @@ class DynamicLossScale(base.LossScale):
             state = state._replace(hysteresis_left=left)
         return state
 
-    def exhausted(self, state, verdict):
+    def exhausted(self, state: DynamicState, verdict: base.Verdict) -> Any:
         if self.on_floor == "hold":
             return False
         _, back_off = self._count(state, ops.cast(verdict.finite, "bool"))
         return ops.logical_and(back_off, ops.less_equal(state.scale, self.min_scale))
 
-    def adopt(self, state):
+    def adopt(self, state: DynamicState) -> DynamicState:
         return state._replace(
             scale=base.clipped_scale(state.scale, self.min_scale, self.max_scale)
         )
 
     @property
-    def _tolerates(self):
+    def _tolerates(self) -> bool:
         return self.overflow_tolerance > 0
 
     @property
-    def _waits(self):
+    def _waits(self) -> bool:
         return self.hysteresis > 1
 
-    def _count(self, state, finite):
+    def _count(self, state: DynamicState, finite: Any) -> tuple[DynamicState, Any]:
         """Return the state with this step's overflow counted, and whether to back off.
 
-        What no option asks for is not counted: in a step of a millisecond each count
-        is a measurable part.
+        Only what an option needs is counted: each count takes a measurable part of a
+        step of a millisecond.
         """
         back_off = ops.logical_not(finite)
         if self._tolerates:
@@ -187,7 +188,7 @@ class DynamicLossScale(base.LossScale):
             state = state._replace(
                 steps_since_rescale=steps, overflows_since_rescale=overflows
             )
-            # Division rounds correctly: a rate equal to the tolerance compares equal.
+            # Division is correctly rounded, so that 1/4 equals a tolerance of 0.25.
             rate = ops.divide(
                 ops.cast(overflows, "float32"), ops.cast(steps, "float32")
             )
@@ -201,6 +202,6 @@ class DynamicLossScale(base.LossScale):
         return state, back_off
 
 
-def _as_count(event):
+def _as_count(event: Any) -> Any:
     """Return 1 where ``event`` is true and 0 where it is not."""
     return ops.cast(event, "int32")

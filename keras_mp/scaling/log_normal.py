@@ -2,18 +2,18 @@
 
 The "LogMax" rule of OpenSeq2Seq (Kuchaiev et al., "Mixed-Precision Training for NLP
 and Speech Recognition with OpenSeq2Seq", 2018): the largest gradient of a step is
-taken as log-normal, and the scale is set so that an overflow is a rare event.
+assumed to be log-normal, and the scale is set so that overflows are rare.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
 from keras_mp.scaling import base
 
-#: Values of these dtypes stay just below 2 ** exponent.
+#: Finite values of these dtypes are below 2 ** exponent.
 LARGEST_EXPONENT = {"float16": 16, "bfloat16": 128}
 
 
@@ -32,13 +32,13 @@ class LogNormalState(NamedTuple):
         slow_mass: float32, the same running mean of 1.
     """
 
-    scale: object
-    clean_steps: object
-    mean: object
-    mean_mass: object
-    slow_mean: object
-    slow_square: object
-    slow_mass: object
+    scale: Any
+    clean_steps: Any
+    mean: Any
+    mean_mass: Any
+    slow_mean: Any
+    slow_square: Any
+    slow_mass: Any
 
 
 @base.register
@@ -52,10 +52,13 @@ class LogNormalLossScale(base.LossScale):
     exponent at which the dtype overflows. 3.09 sigmas make an overflow about one step
     in a thousand.
 
-    Two cases that the original leaves open are settled here. A step that overflowed is
+    Two cases that the paper leaves open are handled so: a step that overflowed is
     observed as ``x = E - log2(scale)``, the least it can have been, and the next scale
     is at most ``backoff_factor`` times the last. A step whose gradients are all zero
-    says nothing and leaves the statistics as they are.
+    leaves the statistics as they are.
+
+    The rule is the "LogMax" scaling of Kuchaiev et al., "Mixed-Precision Training for
+    NLP and Speech Recognition with OpenSeq2Seq" (2018).
 
     Args:
         initial_scale: Scale of the first step.
@@ -91,7 +94,7 @@ class LogNormalLossScale(base.LossScale):
 
     needs_largest = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         owner = "keras_mp.scaling.LogNormalLossScale"
         minimum, initial, maximum = base.checked_range(
             owner, self.min_scale, self.initial_scale, self.max_scale
@@ -111,7 +114,7 @@ class LogNormalLossScale(base.LossScale):
             **shares,
         )
 
-    def init(self):
+    def init(self) -> LogNormalState:
         return LogNormalState(
             scale=np.float32(self.initial_scale),
             clean_steps=np.int64(0),
@@ -122,7 +125,7 @@ class LogNormalLossScale(base.LossScale):
             slow_mass=np.float32(0.0),
         )
 
-    def update(self, state, verdict):
+    def update(self, state: LogNormalState, verdict: base.Verdict) -> LogNormalState:
         largest = base.float32(verdict.largest)
         finite = ops.logical_and(
             ops.cast(verdict.finite, "bool"), ops.isfinite(largest)
@@ -142,19 +145,21 @@ class LogNormalLossScale(base.LossScale):
         clean_steps = ops.where(finite, state.clean_steps + 1, 0)
         return LogNormalState(*kept)._replace(clean_steps=clean_steps)
 
-    def adopt(self, state):
+    def adopt(self, state: LogNormalState) -> LogNormalState:
         return state._replace(
             scale=base.clipped_scale(state.scale, self.min_scale, self.max_scale)
         )
 
-    def _log_largest(self, state, finite, nonzero, largest):
+    def _log_largest(
+        self, state: LogNormalState, finite: Any, nonzero: Any, largest: Any
+    ) -> Any:
         """Return this step's x; for an overflow, the least it can have been."""
         x = ops.log2(ops.where(nonzero, largest, base.float32(1.0)))
         least = LARGEST_EXPONENT[self.dtype] - ops.log2(state.scale)
         return ops.where(finite, x, least)
 
-    def _observe(self, state, x):
-        """Return the state with x taken into the running moments."""
+    def _observe(self, state: LogNormalState, x: Any) -> LogNormalState:
+        """Return the state with x added to the running moments."""
         fast, slow = self.mean_decay, self.variance_decay
         return state._replace(
             mean=fast * state.mean + (1 - fast) * x,
@@ -164,7 +169,7 @@ class LogNormalLossScale(base.LossScale):
             slow_mass=slow * state.slow_mass + (1 - slow),
         )
 
-    def _proposal(self, state):
+    def _proposal(self, state: LogNormalState) -> Any:
         """Return 2 ** (E - (mu + overflow_sigmas * sigma)), unclipped."""
         mu = state.mean / state.mean_mass
         slow_mu = state.slow_mean / state.slow_mass

@@ -1,7 +1,7 @@
 """Static loss scaling: one scale for the whole run; overflows are still skipped."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
@@ -17,8 +17,8 @@ class StaticState(NamedTuple):
         clean_steps: int scalar, finite steps since the last overflow.
     """
 
-    scale: object
-    clean_steps: object
+    scale: Any
+    clean_steps: Any
 
 
 @base.register
@@ -33,7 +33,7 @@ class StaticLossScale(base.LossScale):
         scale: A finite number above 0. Powers of two lose no bits.
 
     Raises:
-        TypeError: ``scale`` is no number.
+        TypeError: ``scale`` is not a number.
         ValueError: ``scale`` is not finite and above 0.
 
     Example:
@@ -45,21 +45,21 @@ class StaticLossScale(base.LossScale):
 
     scale: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         owner = "keras_mp.scaling.StaticLossScale"
         self._store(scale=base.checked_scale(owner, "scale", self.scale))
 
     @property
-    def initial_scale(self):
+    def initial_scale(self) -> float:
         """The scale, under the name the other rules use."""
         return self.scale
 
-    def init(self):
+    def init(self) -> StaticState:
         return StaticState(scale=np.float32(self.scale), clean_steps=np.int64(0))
 
-    def update(self, state, verdict):
+    def update(self, state: StaticState, verdict: base.Verdict) -> StaticState:
         finite = ops.cast(verdict.finite, "bool")
         return state._replace(clean_steps=ops.where(finite, state.clean_steps + 1, 0))
 
-    def adopt(self, state):
+    def adopt(self, state: StaticState) -> StaticState:
         return state._replace(scale=self.scale)
