@@ -107,7 +107,7 @@ def test_own_wrapped_optimizer_is_used_as_it_is():
         ({"optimizer": 3}, TypeError, "needs a keras optimizer"),
         ({"policy": "mixed_float8"}, ValueError, "no dtype policy"),
         ({"scaling": 128.0}, ValueError, "StaticLossScale"),
-        ({"scaling": "loud"}, ValueError, "no loss-scale rule"),
+        ({"scaling": "loud"}, ValueError, "not a loss-scale rule"),
         (
             {"optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())},
             ValueError,

@@ -276,7 +276,7 @@ def test_get_knows_the_names_of_rules_with_defaults():
     ids=lambda identifier: repr(identifier)[:20],
 )
 def test_get_names_what_is_no_rule(identifier):
-    with pytest.raises(ValueError, match="no loss-scale rule") as caught:
+    with pytest.raises(ValueError, match="not a loss-scale rule") as caught:
         scaling.get(identifier)
     assert repr(identifier) in str(caught.value)
 
@@ -284,7 +284,7 @@ def test_get_names_what_is_no_rule(identifier):
 @pytest.mark.parametrize("name", ["Unheard", "StaticLossScale"])
 def test_get_names_a_dict_of_an_unknown_class(name):
     identifier = {"class_name": name, "config": {"scale": 128.0}}
-    with pytest.raises(ValueError, match="no loss-scale rule"):
+    with pytest.raises(ValueError, match="not a loss-scale rule"):
         scaling.get(identifier)
 
 
