@@ -1,6 +1,9 @@
-"""Whether what was exported predicts as the model does in float32."""
+"""Whether an exported file predicts as the model does in float32."""
 
 import functools
+import math
+import pathlib
+from typing import Any
 
 import keras
 import numpy as np
@@ -8,19 +11,21 @@ import tensorflow as tf
 
 from keras_mp.export import precision
 
-# As a share of the largest prediction. Other kernels sum in other orders: 1e-7 to 1e-5,
-# more in deep models. One rounding to float16 costs 5e-4, to bfloat16 4e-3.
+# Allowed difference, as a share of the largest prediction. Kernels that sum in another
+# order differ by 1e-7 to 1e-5, more in deep models. One rounding to float16 costs 5e-4,
+# to bfloat16 4e-3.
 TOLERANCE = 1e-4
 
-# GPUs multiply in TF32, whose rounding is that of float16, and TFLite runs on the CPU.
+# Not on a GPU, which multiplies in TF32 and so rounds like float16. TFLite runs on the
+# CPU as well.
 ON_CPU = functools.partial(tf.device, "CPU:0")
 
 ROWS = 2
-UNKNOWN_SIZE = 32  # Of an axis that may have any, enough for five poolings by 2.
+UNKNOWN_SIZE = 32  # Of an axis of any size; enough for five poolings by 2.
 
 
-def inputs_for(specs, sample=None):
-    """Return what to compare predictions on: a list with a structure per argument.
+def inputs_for(specs: list[Any], sample: Any = None) -> list[Any]:
+    """Return the inputs to compare predictions on, a structure for each argument.
 
     Args:
         specs: A list with a structure of `tf.TensorSpec` per argument.
@@ -30,7 +35,7 @@ def inputs_for(specs, sample=None):
         Arrays in the structures and dtypes of ``specs``.
 
     Raises:
-        ValueError: ``sample`` has another structure than ``specs``.
+        ValueError: ``sample`` and ``specs`` have different structures.
     """
     if sample is None:
         generator = np.random.default_rng(0)
@@ -50,11 +55,11 @@ def inputs_for(specs, sample=None):
     return keras.tree.pack_sequence_as(specs, arrays)
 
 
-def _random(generator, spec):
+def _random(generator: np.random.Generator, spec: tf.TensorSpec) -> np.ndarray:
     sizes = [ROWS, *[UNKNOWN_SIZE] * (len(spec.shape) - 1)] if spec.shape else []
     shape = [size or other for size, other in zip(spec.shape, sizes, strict=True)]
     if spec.dtype.is_floating:
-        # From 0 to 1 is right for pictures, and for ids that come as floats.
+        # From 0 to 1, which suits images and ids that are given as floats.
         return generator.random(shape).astype(spec.dtype.as_numpy_dtype)
     if spec.dtype == tf.string:
         return np.full(shape, b"a", object)
@@ -62,11 +67,11 @@ def _random(generator, spec):
     return generator.integers(0, 2, shape).astype(spec.dtype.as_numpy_dtype)
 
 
-def predictions(model, inputs):
-    """Return what ``model`` predicts on the CPU, with arrays for tensors.
+def predictions(model: keras.Model, inputs: list[Any]) -> Any:
+    """Return what ``model`` predicts on the CPU, as a structure of arrays.
 
     Raises:
-        ValueError: It fails on them.
+        ValueError: The model fails on the inputs.
     """
     try:
         with ON_CPU():
@@ -81,17 +86,19 @@ def predictions(model, inputs):
     return keras.tree.map_structure(np.asarray, outputs)
 
 
-def checked(path, name, got, expected):
+def checked(
+    path: pathlib.Path, name: str, got: list[np.ndarray], expected: Any
+) -> float:
     """Return the largest difference, as a share of the largest prediction.
 
     Args:
-        path: The artefact, for the message.
-        name: Of its format.
+        path: The exported file, for the message.
+        name: The name of its format.
         got: Its predictions, a list of arrays.
-        expected: The model's predictions, any structure.
+        expected: The model's predictions, a structure of arrays.
 
     Raises:
-        ValueError: They do not agree.
+        ValueError: The difference is larger than ``TOLERANCE``.
     """
     expected = keras.tree.flatten(expected)
     differences = [
@@ -109,18 +116,18 @@ def checked(path, name, got, expected):
     return worst
 
 
-def difference(got, expected):
-    """Return how far ``got`` is from ``expected``, as a share of its largest item.
+def difference(got: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference as a share of the largest item of ``expected``.
 
-    inf if they are of another shape or dtype, or not numbers in different places.
+    inf if shapes or dtypes differ, or if one has NaN or inf where the other has not.
     """
     if got.shape != expected.shape or got.dtype != expected.dtype:
-        return np.inf
+        return math.inf
     if not np.issubdtype(expected.dtype, np.floating):
-        return 0.0 if np.array_equal(got, expected) else np.inf
+        return 0.0 if np.array_equal(got, expected) else math.inf
     other = (got != expected) & ~(np.isnan(got) & np.isnan(expected))
     if not other.any():
         return 0.0
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.abs(got - expected)[other].max() / np.nanmax(np.abs(expected))
-    return float(share) if np.isfinite(share) else np.inf
+    return float(share) if np.isfinite(share) else math.inf

@@ -18,7 +18,7 @@ class Exported(NamedTuple):
         size: Bytes on disk.
         difference: Largest difference between a prediction of the artefact and one of
             the model in float32, as a share of the largest prediction; None if the
-            artefact was not run.
+            artefact was not run. 0 if they are equal to the last bit.
     """
 
     path: pathlib.Path
@@ -29,7 +29,7 @@ class Exported(NamedTuple):
 
 def export(
     model: keras.Model,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     format: str | None = None,
     *,
     input_signature: Any = None,
@@ -42,12 +42,12 @@ def export(
     The artefact predicts as the model does with all its layers under float32: from the
     float32 weights, with float32 inputs and outputs, and with ``training=False``.
     `keras.Model.export` would write the layers in the precision they train in, which
-    TFLite's convolutions and many a server cannot run.
+    TFLite's convolutions and many servers cannot run.
 
-    The model itself stays as it is, with its policies, weights, optimizer and what
-    `fit` has compiled: for the time of the export alone its layers are put under
-    float32, so do not train it in another thread meanwhile. Layers inside a
-    `keras_mp.layers.Float32`, with float64 or of integers stay as they are.
+    The model itself stays as it is, with its policies, weights, optimizer and the
+    functions that `fit` has compiled. Its layers are under float32 only during the
+    export, so do not train it in another thread meanwhile. Layers inside a
+    `keras_mp.layers.Float32`, in float64 or of integers stay as they are.
 
     Nothing appears at ``path`` before the artefact is complete and, by default, has
     been loaded and run: a failed export leaves what was there.
@@ -62,27 +62,28 @@ def export(
         input_signature: None for the model's own inputs, with any batch size where the
             model allows it; or what `keras.Model.export` takes: a list with one
             `keras.InputSpec`, or a structure of them, per argument of ``call``. A
-            float16 or bfloat16 dtype becomes float32. A model of your own class takes
-            float32 for all that it was called with, unless this says otherwise.
+            float16 or bfloat16 dtype becomes float32. Without it, a model of your own
+            class takes all its inputs in float32.
         sample: None to verify with two random rows: floats from 0 to 1, integers 0
             and 1; or the inputs to verify with, a batch of what ``call`` takes (a tuple
             for several arguments). Needed where such inputs mean nothing to the model.
         verify: Whether to load the artefact, run it, and compare its predictions with
-            the model's in float32. It costs a load and two predictions, and is what
-            tells a converter's mistake before a user does. Floats may differ by
-            1e-4 of the largest one: kernels sum in other orders, which costs 1e-7 to
-            1e-5, while float16 would cost 5e-4 in one rounding.
+            the model's in float32. It costs a load and two predictions, and finds a
+            converter's mistakes. Floats may differ by 1e-4 of the largest one: kernels
+            that sum in another order differ by 1e-7 to 1e-5, while one rounding to
+            float16 costs 5e-4.
         overwrite: Whether to replace what is at ``path``: a file, or a SavedModel.
 
     Returns:
         An `Exported`: path, format, size in bytes and the difference found.
 
     Raises:
-        TypeError: ``model`` is no Keras model.
+        TypeError: ``model`` is not a Keras model.
         ValueError: The format is unknown; ``path`` exists, or its folder does not; the
-            model is not built, or quantized on top of low precision; an operation asks
-            for low precision by itself; or the predictions do not agree.
-        ImportError: ``"onnx"`` without tf2onnx or onnxruntime.
+            model is not built, or was quantized under a policy of low precision; an
+            operation has a float16 or bfloat16 dtype of its own; or the predictions do
+            not agree.
+        ImportError: The format is ``"onnx"``, and tf2onnx or onnxruntime is missing.
 
     Warns:
         UserWarning: A TFLite model was saved but could not be run, because it needs

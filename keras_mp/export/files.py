@@ -1,16 +1,17 @@
-"""A file or folder that appears whole, or not at all."""
+"""Writing a file or folder so that it appears complete, or not at all."""
 
 import contextlib
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 
 def check(path: pathlib.Path, overwrite: bool) -> None:
-    """Refuse a path that cannot be written, or holds what must not be replaced.
+    """Check that ``path`` can be written to, and that what is there may be replaced.
 
     Raises:
-        ValueError: It says what is in the way and what to do.
+        ValueError: It cannot, or may not; the message says why and what to do.
     """
     called = f"keras_mp.export(..., path='{path}')"
     if not path.parent.is_dir():
@@ -33,24 +34,26 @@ def check(path: pathlib.Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def put_at(path: pathlib.Path):
-    """Yield a path to write to; what is there after the block is moved to ``path``.
+def put_at(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield a path to write to, and move what the block wrote there to ``path``.
 
     Both are on one file system, so the move copies nothing. If the block raises,
-    ``path`` is as it was. A file takes the place of another in one step; between two
-    folders there is none, but an error in between brings the old one back.
+    ``path`` is as it was. A file replaces a file in one step. Folders take two, and an
+    error in the second one moves the old folder back.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as room:
-        new = pathlib.Path(room) / "new" / path.name
+    prefix = f".{path.name}-"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
+        new = pathlib.Path(folder) / "new" / path.name
         new.parent.mkdir()
         yield new
         if new.is_dir() or path.is_dir():
-            _swap(new, path, pathlib.Path(room) / "old")
+            _swap(new, path, pathlib.Path(folder) / "old")
         else:
             os.replace(new, path)
 
 
-def _swap(new, path, old):
+def _swap(new: pathlib.Path, path: pathlib.Path, old: pathlib.Path) -> None:
+    """Move ``path``, if it is there, to ``old``, and ``new`` to ``path``."""
     moved = os.path.lexists(path)
     if moved:
         os.rename(path, old)
@@ -63,6 +66,6 @@ def _swap(new, path, old):
 
 
 def size(path: pathlib.Path) -> int:
-    """Return how many bytes the file, or the files in the folder, ``path`` have."""
+    """Return the size of a file, or of all files in a folder, in bytes."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(each.stat().st_size for each in files if each.is_file())

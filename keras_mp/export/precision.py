@@ -1,25 +1,28 @@
-"""A model under float32 for a while, and a trace that computes in nothing lower."""
+"""A model that computes in float32 for a while, and a trace without low precision."""
 
 import contextlib
 import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_mp import dtypes, policies, private
 
+_LOW = {tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum}
+
 
 @contextlib.contextmanager
-def float32(model):
-    """Have ``model`` compute in float32 inside the block, and leave no trace of it.
+def float32(model: keras.Model) -> Iterator[None]:
+    """Make ``model`` compute in float32 inside the block, and as before after it.
 
-    In place, because a model of the user's own class has no copy that is sure to
-    compute the same. State that a call changes, such as that of a
-    stateful RNN or of random seeds, is put back too, and so is everything else after
-    an exception.
+    In place, because a copy of a model of the user's own class may compute something
+    else. State that a call changes, such as that of a stateful RNN or of random seeds,
+    is restored too, also after an exception.
 
     Raises:
-        ValueError: A quantized layer computes in low precision.
+        ValueError: A layer that computes in low precision is quantized.
     """
     layers = private.layers.walk(model)
     _check_quantized(layers)
@@ -28,29 +31,31 @@ def float32(model):
         _state_kept(model.non_trainable_variables),
     ):
         for layer in layers:
-            _renew_statistics(layer)
+            _recompute_statistics(layer)
         yield
 
 
-def _check_quantized(layers):
+def _check_quantized(layers: Iterable[keras.layers.Layer]) -> None:
     for layer in layers:
         if layer.quantization_mode and dtypes.computes_low(layer):
             raise ValueError(
                 f"keras_mp.export: layer '{layer.name}' is quantized "
                 f"({layer.quantization_mode}) and computes in {layer.compute_dtype} in "
-                "between, which is fixed then. Export the model as it was before "
+                "between, which quantization fixes. Export the model as it was before "
                 "model.quantize(...), or quantize it under a float32 policy: "
                 "keras_mp.compile(model, ..., policy='float32') first."
             )
 
 
-def _changes(layers):
-    """Yield each object that asks for low precision, with what it is to have instead.
+def _changes(
+    layers: Iterable[keras.layers.Layer],
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield objects with the attributes that they have during an export, as a dict.
 
-    Everything that the block may rebind is named, so that it is put back.
+    It includes those that the block assigns itself, so that they are restored.
     """
     for layer in layers:
-        # A trace appends tensors of its own to the layer's losses.
+        # A trace adds its tensors to the layer's losses.
         yield from private.attributes.losses_apart(layer)
         if isinstance(layer, keras.layers.InputLayer):
             yield from private.attributes.input_in(layer, "float32")
@@ -65,20 +70,17 @@ def _changes(layers):
             yield layer, {"mean": layer.mean, "variance": layer.variance}
 
 
-def _has_rounded_statistics(layer):
-    low = dtypes.LOW_PRECISION
-    return (
-        isinstance(layer, keras.layers.Normalization)
-        and layer.built
-        and (keras.backend.standardize_dtype(layer.mean.dtype) in low)
-    )
+def _has_rounded_statistics(layer: keras.layers.Layer) -> bool:
+    if not isinstance(layer, keras.layers.Normalization) or not layer.built:
+        return False
+    return keras.backend.standardize_dtype(layer.mean.dtype) in dtypes.LOW_PRECISION
 
 
-def _renew_statistics(layer):
-    """Have a Normalization layer hold its statistics in its present compute dtype.
+def _recompute_statistics(layer: keras.layers.Layer) -> None:
+    """Make a Normalization layer round its statistics to its present compute dtype.
 
-    It rounds them once: those it adapted to in `finalize_state`, those it was given
-    as it is built.
+    Keras rounds them once: in `finalize_state` those that it adapted to, in `build`
+    those that it was given.
     """
     if not _has_rounded_statistics(layer):
         return
@@ -89,42 +91,43 @@ def _renew_statistics(layer):
 
 
 @contextlib.contextmanager
-def _state_kept(variables):
-    """Give ``variables`` back the values they had, those that changed."""
+def _state_kept(variables: Iterable[keras.Variable]) -> Iterator[None]:
+    """Restore the values of the ``variables`` that the block changed."""
     before = [keras.ops.convert_to_numpy(variable).copy() for variable in variables]
     try:
         yield
     finally:
         for variable, value in zip(variables, before, strict=True):
-            # Bytes, because NaN differs from itself. Untouched ones are not written:
-            # replicas may hold values of their own, which differ from their mean.
+            # Compared as bytes, because NaN differs from itself. Unchanged variables
+            # are not written: each replica may hold a value of its own, and this is
+            # their mean.
             if keras.ops.convert_to_numpy(variable).tobytes() != value.tobytes():
                 variable.assign(value)
 
 
-def predict(model, arguments):
+def predict(model: keras.Model, arguments: Iterable[Any]) -> Any:
     """Return what ``model``, inside `float32`, predicts for a list of arguments.
 
-    Variables stay in their dtype: those in float16, of a policy that is not mixed, are
-    read as float32.
+    Variables keep their dtype. Those in 16 bits, under a policy such as ``"float16"``
+    that is not mixed, are cast to float32 as they are read.
     """
     with private.variables.variables_read_in("float32"):
         return model(*arguments, training=False)
 
 
-def traced(model, specs):
-    """Return a `tf.function` of the model's predictions, and nothing below float32.
+def traced(model: keras.Model, specs: list[Any]) -> Any:
+    """Return a `tf.function` of the model's predictions that has no low precision.
 
     Args:
         model: A Keras model inside `float32`.
         specs: A list with a structure of `tf.TensorSpec` per argument of ``call``.
 
     Raises:
-        ValueError: An operation computes in float16 or bfloat16 whatever the policy, or
-            the model cannot be called with ``specs``.
+        ValueError: An operation has a float16 or bfloat16 dtype of its own, or the
+            model cannot be called with ``specs``.
     """
 
-    def serve(*arguments):
+    def serve(*arguments: Any) -> Any:
         return predict(model, arguments)
 
     function = tf.function(serve, input_signature=specs, autograph=False)
@@ -148,20 +151,17 @@ def traced(model, specs):
     return function
 
 
-def _nodes(graph):
+def _nodes(graph: Any) -> Iterator[Any]:
     definition = graph.as_graph_def()
     functions = (function.node_def for function in definition.library.function)
     return itertools.chain(definition.node, *functions)
 
 
-_LOW = {tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum}
+def _computes_low(node: Any) -> bool:
+    """Return whether a node computes in low precision.
 
-
-def _computes_low(node):
-    """Return whether a node has low precision for more than reading what is stored.
-
-    A constant that was rounded as the model was made is a number like any other: what
-    computes with it in low precision is a node of its own.
+    Reading a variable or a constant is no computation: what computes with its value in
+    low precision is another node.
     """
     if node.op in ("ReadVariableOp", "Const"):
         return False

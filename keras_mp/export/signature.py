@@ -1,6 +1,8 @@
-"""What an exported model is to be called with."""
+"""The inputs of an exported model: their names, shapes and dtypes."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -8,7 +10,7 @@ import tensorflow as tf
 from keras_mp import dtypes
 
 
-def of(model, given=None):
+def of(model: keras.Model, given: Any = None) -> list[Any]:
     """Return the inputs of ``model``: a list with a structure of specs per argument.
 
     Args:
@@ -16,7 +18,7 @@ def of(model, given=None):
         given: What the user passed as ``input_signature``, or None.
 
     Returns:
-        A list of structures of `tf.TensorSpec`, no two of one name.
+        A list of structures of `tf.TensorSpec`, each with a name of its own.
 
     Raises:
         ValueError: The model does not know its inputs yet.
@@ -35,20 +37,15 @@ def of(model, given=None):
     return _named(found)
 
 
-def flat_names(specs):
-    """Return the names of all inputs, in the order of `keras.tree.flatten`."""
-    return [spec.name for spec in keras.tree.flatten(specs)]
-
-
-def _of_inputs(model):
-    """Return what a Functional or Sequential model was made with, or None."""
+def _of_inputs(model: keras.Model) -> list[Any] | None:
+    """Return the symbolic inputs of a Functional or Sequential model, or None."""
     if getattr(model, "inputs", None) is None or not model.built:
         return None
     return [model.inputs[0] if isinstance(model, keras.Sequential) else model.input]
 
 
-def _of_first_call(model):
-    """Return the shapes a model of another class was first called with, or None."""
+def _of_first_call(model: keras.Model) -> list[Any] | None:
+    """Return the inputs that a model of another class was built for, or None."""
     config = model.built and model.get_build_config()
     if not config:
         return None
@@ -56,7 +53,7 @@ def _of_first_call(model):
     return [_float32_specs(shape) for shape in shapes.values() if shape is not None]
 
 
-def _float32_specs(shapes):
+def _float32_specs(shapes: Any) -> Any:
     if isinstance(shapes, dict):
         return {name: _float32_specs(shape) for name, shape in shapes.items()}
     if all(size is None or isinstance(size, int) for size in shapes):
@@ -64,14 +61,14 @@ def _float32_specs(shapes):
     return [_float32_specs(shape) for shape in shapes]
 
 
-def _named(structures):
-    """Return ``structures`` with each leaf as a `tf.TensorSpec` of its own name.
+def _named(structures: list[Any]) -> list[Any]:
+    """Return ``structures`` with each leaf as a `tf.TensorSpec` with a unique name.
 
-    Formats know an input by its name, and TensorFlow takes one without `/` and `:`.
+    Formats know an input by its name, and TensorFlow allows no `/` and `:` in it.
     """
-    taken = set()
+    taken: set[str] = set()
 
-    def spec(leaf, *path):
+    def spec(leaf: Any, *path: Any) -> tf.TensorSpec:
         name = getattr(leaf, "name", None) or "_".join(map(str, path)) or "input"
         name = re.sub(r"\W", "_", name)
         name = name if name[0].isalpha() else f"input_{name}"
@@ -85,8 +82,8 @@ def _named(structures):
     return [_mapped(spec, structure) for structure in structures]
 
 
-def _mapped(function, structure, *path):
-    """Return ``structure`` with ``function(leaf, *path)`` in the place of each leaf."""
+def _mapped(function: Callable[..., Any], structure: Any, *path: Any) -> Any:
+    """Return ``structure`` with each leaf replaced by ``function(leaf, *path)``."""
     if isinstance(structure, dict):
         items = structure.items()
         return {key: _mapped(function, value, *path, key) for key, value in items}
