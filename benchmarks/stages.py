@@ -111,7 +111,7 @@ def _stages(inner, weights, gradients):
     state = [tf.Variable(value) for value in rule.init()]
 
     def update():
-        with fused.updates(one_pass, scale, weights):
+        with fused.Plan(one_pass, scale, gradients, weights).in_effect():
             one_pass.apply(gradients)
 
     def advance():

@@ -119,6 +119,17 @@ def unscale(gradient, scale):
     return gradient if scale is None else rescale(gradient, inverse(scale))
 
 
+def unscale_all(gradients, variables, scale):
+    """Return a list of ``gradients`` divided by ``scale``, as of `unscale`.
+
+    "Gradients" that are the next values of their variables stay as they are.
+    """
+    return [
+        gradient if kinds.overwrites(variable) else unscale(gradient, scale)
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
+
+
 def rescale(gradient, scale):
     """Return ``gradient`` times ``scale``, in the gradient's dtype; None stays None."""
     if gradient is None:

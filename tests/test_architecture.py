@@ -32,8 +32,8 @@ ROOMS = {
     "guards": {"casts", "dtypes", "flow", "lists", "ops", "private"},
     "scaling": set(),
     "accumulation": {"kinds", "numerics", "private"},
-    "distribute": {"kinds", "numerics", "private", "scaling", "stacks"},
-    "fused": {"distribute", "kinds", "numerics", "private", "stacks"},
+    "distribute": {"dtypes", "kinds", "private", "stacks"},
+    "fused": {"distribute", "dtypes", "kinds", "numerics", "private", "stacks"},
     "optimizer": {
         "accumulation",
         "distribute",
@@ -43,6 +43,7 @@ ROOMS = {
         "numerics",
         "private",
         "scaling",
+        "stacks",
     },
     "policies": {"dtypes", "guards", "hardware", "lists", "private"},
     "layers": {"casts", "dtypes", "flow", "policies", "private"},

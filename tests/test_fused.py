@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import keras_mp
 from keras_mp import fused, stacks
+from keras_mp.fused import compiled, plan
 
 SGD, Adam = keras.optimizers.SGD, keras.optimizers.Adam
 
@@ -185,7 +186,7 @@ def test_too_few_small_variables_have_a_kernel_each():
 def test_many_small_variables_of_plain_sgd_are_updated_together():
     """The change of all is one product, and what it multiplies is what was judged."""
     counts = []
-    for many in (fused.MANY, 2 * fused.MANY):
+    for many in (plan.MANY, 2 * plan.MANY):
         shapes = [(3, 4)] * many
         optimizer, _ = built(SGD(0.1), shapes)
         done = operations(optimizer, [tf.ones(shape) for shape in shapes])
@@ -194,14 +195,14 @@ def test_many_small_variables_of_plain_sgd_are_updated_together():
 
 
 def test_fewer_small_variables_of_plain_sgd_have_a_kernel_each_in_a_branch():
-    shapes = [(3, 4)] * (fused.MANY - 1)
+    shapes = [(3, 4)] * (plan.MANY - 1)
     optimizer, _ = built(SGD(0.1), shapes)
     done = operations(optimizer, [tf.ones(shape) for shape in shapes])
     assert done.count("ResourceApplyGradientDescent") == len(shapes)
     assert "MulNoNan" not in done and done.count("If") == 1
 
 
-ELEMENTWISE = {cls.__name__: functools.partial(cls, 0.1) for cls in fused.ELEMENTWISE}
+ELEMENTWISE = {cls.__name__: functools.partial(cls, 0.1) for cls in plan.ELEMENTWISE}
 ELEMENTWISE["centered"] = lambda: keras.optimizers.RMSprop(0.1, 0.9, 0.9, centered=True)
 ELEMENTWISE["clipped one"] = lambda: keras.optimizers.Lion(0.1, clipnorm=0.5)
 
@@ -315,7 +316,7 @@ def test_sparse_gradients_do_not_make_later_reads_copy(monkeypatch):
 @pytest.mark.parametrize("rows, size", [(0, 1), (1, 1), (2, 2), (3, 4), (65, 128)])
 def test_rows_are_padded_with_zeros_to_a_power_of_two(rows, size):
     spec = [tf.TensorSpec([None, 2], "float32"), tf.TensorSpec([None], "int64")]
-    padded = tf.function(fused._padded, input_signature=spec)
+    padded = tf.function(compiled.padded, input_signature=spec)
     values, indices = padded(np.ones((rows, 2)), np.arange(rows))
     assert values.shape == (size, 2) and indices.shape == (size,)
     np.testing.assert_array_equal(values[rows:], np.zeros((size - rows, 2)))
@@ -328,7 +329,7 @@ def test_rows_are_padded_with_zeros_to_a_power_of_two(rows, size):
 @pytest.mark.parametrize("mode", RUNS)
 @pytest.mark.parametrize("name", INNER)
 def test_a_bad_step_changes_nothing(name, mode, bad, shapes, many, monkeypatch):
-    monkeypatch.setattr(fused, "MANY", many)
+    monkeypatch.setattr(plan, "MANY", many)
     optimizer, weights = built(INNER[name](), shapes)
     step = RUNS[mode](lambda *grads: optimizer.apply(grads))
     step(*map(tf.constant, gradients(0, shapes)))
@@ -360,7 +361,7 @@ def test_a_bad_step_does_not_apply_a_constraint(mode):
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_masked_rows_change_nothing_either(jit_compile, monkeypatch):
-    monkeypatch.setattr(fused, "MANY", 0)
+    monkeypatch.setattr(plan, "MANY", 0)
     optimizer, (table,) = built(SGD(0.1), [(9, 4)])
 
     @tf.function(jit_compile=jit_compile)
@@ -392,8 +393,7 @@ def test_masked_rows_change_nothing_either(jit_compile, monkeypatch):
 def test_who_divides_by_the_scale(inner, expected):
     inner = inner()
     inner.build(variables())
-    with fused.updates(inner, keras.Variable(8.0), []) as divides:
-        assert divides == expected
+    assert fused.Plan(inner, keras.Variable(8.0), [], []).divides == expected
 
 
 @pytest.mark.parametrize("shape, branches", [((3, 4), 0), ((130, 70), 1)])
@@ -437,7 +437,7 @@ def test_the_optimizer_is_as_it_was_afterwards():
     inner.build(variables())
     before = set(vars(inner))
     with pytest.raises(RuntimeError, match="in the middle"):
-        with fused.updates(inner, None, []):
+        with fused.Plan(inner, None, [], []).in_effect():
             assert set(vars(inner)) > before
             raise RuntimeError("in the middle")
     assert set(vars(inner)) == before

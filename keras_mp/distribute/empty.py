@@ -15,7 +15,7 @@ import keras
 from keras import ops
 
 from keras_mp import private, stacks
-from keras_mp.distribute.step import assign_all, nothing
+from keras_mp.distribute.devices import assign_all, no_value
 
 # Whether the share of the replica that runs in this thread has no row.
 _running = threading.local()
@@ -81,7 +81,7 @@ def _step_on_maybe_empty(model, step, data, empty):
         logs = step(data)
     finally:
         del _running.empty
-    ops.cond(empty, lambda: assign_all(variables, values), nothing)
+    ops.cond(empty, lambda: assign_all(variables, values), no_value)
     return keras.tree.map_structure(functools.partial(_loggable, empty), logs)
 
 

@@ -1,11 +1,11 @@
-"""Which strategy a model and its optimizer belong to."""
+"""Which strategy a model, its optimizer and a step belong to."""
 
 import contextlib
 
 import keras
 
 from keras_mp import private
-from keras_mp.distribute.step import has_strategy
+from keras_mp.distribute.devices import has_strategy, meets, replicas, share_variables
 
 
 def scope_of(model):
@@ -73,3 +73,54 @@ def _belongs(variable, strategy):
     if strategy is None:
         return not hasattr(variable.value, "distribute_strategy")
     return strategy.extended.variable_created_in_scope(variable.value)
+
+
+def check_apply(state, accumulates):
+    """Refuse to apply gradients where that would fail, or do something else, later.
+
+    Args:
+        state: A variable of the optimizer, to know where it was created.
+        accumulates: Whether each replica sums the gradients of several batches.
+
+    Raises:
+        ValueError: Called outside a replica's context; for an optimizer that was
+            created outside the strategy's scope; for one that accumulates under a
+            strategy whose replicas share one copy of each variable; or in a loop
+            compiled with XLA for several devices.
+    """
+    if not has_strategy():
+        return
+    import tensorflow as tf
+
+    if tf.distribute.in_cross_replica_context():
+        raise ValueError(
+            "LossScaleOptimizer.apply() must be called in a replica context. "
+            "Call it inside the function given to `strategy.run(...)`."
+        )
+    strategy = tf.distribute.get_strategy()
+    if not strategy.extended.variable_created_in_scope(state):
+        raise ValueError(
+            "LossScaleOptimizer.apply() was called under a tf.distribute strategy "
+            "that the optimizer was not created under, so that its replicas have no "
+            "variables of their own. Create the optimizer, and the model, inside "
+            "`with strategy.scope():`."
+        )
+    if accumulates and share_variables(state):
+        raise ValueError(
+            "LossScaleOptimizer cannot accumulate gradients under a "
+            f"{type(strategy).__name__}, whose replicas share one copy of each "
+            "variable: each needs a sum of its own. Use MirroredStrategy, or leave "
+            "gradient_accumulation_steps out."
+        )
+    _check_compiler()
+
+
+def _check_compiler():
+    """Refuse a loop that TensorFlow would fail to compile later, without a remedy."""
+    if meets() and replicas() > 1 and private.tracing.in_xla():
+        raise ValueError(
+            "LossScaleOptimizer.apply() was called in a tf.function with "
+            f"jit_compile=True, on {replicas()} replicas. XLA compiles for one device, "
+            "and a step meets all of them. Leave jit_compile out of the tf.function "
+            "around or inside `strategy.run(...)`, or train on one device."
+        )

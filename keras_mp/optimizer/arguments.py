@@ -1,0 +1,69 @@
+"""What `LossScaleOptimizer` is made of: its arguments, checked."""
+
+import numbers
+
+import keras
+
+from keras_mp import dtypes, scaling
+
+
+def checked_inner(inner_optimizer):
+    """Return the optimizer that was named, configured or passed."""
+    if isinstance(inner_optimizer, str | dict):
+        inner_optimizer = keras.optimizers.get(inner_optimizer)
+    if isinstance(inner_optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "LossScaleOptimizer(inner_optimizer=...): the optimizer "
+            f"'{inner_optimizer.name}' is a {type(inner_optimizer).__name__} already, "
+            "and the loss would be scaled twice. Pass its `.inner_optimizer`."
+        )
+    if not isinstance(inner_optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            "LossScaleOptimizer(inner_optimizer=...) needs a keras optimizer, its "
+            f"name or its config. Got {inner_optimizer!r} of type "
+            f"{type(inner_optimizer).__name__}. Pass for example 'adam'."
+        )
+    return inner_optimizer
+
+
+def checked_all_reduce_dtype(dtype):
+    """Return ``dtype`` if gradients can be summed over the replicas in it."""
+    if dtype is not None and dtype not in dtypes.LOW_PRECISION:
+        raise ValueError(
+            f"LossScaleOptimizer(all_reduce_dtype={dtype!r}): it must be None, "
+            "'float16' or 'bfloat16'. None sums gradients in their own dtype."
+        )
+    return dtype
+
+
+def rule_of(rule, initial_scale, growth_steps):
+    """Return the rule that the constructor's arguments ask for."""
+    if isinstance(rule, numbers.Real) and not isinstance(rule, bool):
+        rule, initial_scale = None, rule if initial_scale is None else initial_scale
+    if rule is None:
+        return _dynamic_rule(initial_scale, growth_steps)
+    if initial_scale is not None or growth_steps is not None:
+        raise ValueError(
+            f"LossScaleOptimizer(scaling={rule!r}, initial_scale={initial_scale!r}, "
+            f"dynamic_growth_steps={growth_steps!r}): pass either a rule or Keras's "
+            "two arguments. A rule takes them as `initial_scale` and "
+            "`growth_interval`."
+        )
+    return scaling.get(rule)
+
+
+def _dynamic_rule(initial_scale, growth_steps):
+    """Return the default rule with Keras's two settings.
+
+    Keras knows no floor and no cap, so a first scale beyond ours moves them.
+    """
+    settings = {}
+    if growth_steps is not None:
+        settings["growth_interval"] = growth_steps
+    if initial_scale is not None:
+        rule = scaling.DynamicLossScale
+        usable = scaling.StaticLossScale(initial_scale).scale
+        settings["initial_scale"] = usable
+        settings["min_scale"] = min(usable, rule.min_scale)
+        settings["max_scale"] = max(usable, rule.max_scale)
+    return scaling.DynamicLossScale(**settings)

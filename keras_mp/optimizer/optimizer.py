@@ -1,0 +1,373 @@
+"""`LossScaleOptimizer`: Keras's optimizer with a scaling rule and safe steps."""
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_mp import numerics
+from keras_mp.optimizer import checkpoint
+from keras_mp.optimizer.arguments import (
+    checked_all_reduce_dtype,
+    checked_inner,
+    rule_of,
+)
+from keras_mp.optimizer.loop import Loop
+from keras_mp.optimizer.proxy import Proxy
+from keras_mp.optimizer.scaler import Scaler
+from keras_mp.optimizer.step import Step
+from keras_mp.scaling import LossScale
+
+
+@keras.saving.register_keras_serializable("keras_mp")
+class LossScaleOptimizer(Proxy):
+    """Scales the loss so that float16 gradients neither vanish nor overflow.
+
+    A drop-in for `keras.optimizers.LossScaleOptimizer`. `scale_loss` multiplies the
+    loss by the current scale. `apply` aggregates the gradients over the replicas,
+    divides them by the scale and hands them to the inner optimizer, or, if any holds
+    an inf or a NaN, changes no weight and no optimizer variable. Then the scaling rule
+    sets the next scale. Nothing in a step synchronises with the device.
+
+    Every other attribute and setting (``beta_1``, ``weight_decay``, ``clipnorm``,
+    `exclude_from_weight_decay`, ...) is the inner optimizer's.
+
+    Args:
+        inner_optimizer: A `keras.optimizers.Optimizer`, or its name or config. If it
+            has been built, its variables are kept.
+        scaling: A rule of `keras_mp.scaling`, ``"dynamic"`` or ``"log_normal"``. A
+            plain number is an initial scale, as for Keras's class. Defaults to dynamic
+            scaling with ``initial_scale`` and ``dynamic_growth_steps``.
+        dynamic_growth_steps: Keras's name for the rule's ``growth_interval``. Defaults
+            to 2000 steps.
+        name: Name of the optimizer.
+        initial_scale: First scale of dynamic scaling. Defaults to 2**15.
+        all_reduce_dtype: None, or ``"float16"`` or ``"bfloat16"``: the dtype in which
+            float32 gradients are summed over the replicas, which halves what crosses
+            the network. Sums cannot overflow; a gradient that does not fit float16 is
+            an overflow like any other. No effect on one device.
+        **kwargs: Accepted and refused as by Keras's class.
+
+    Raises:
+        TypeError: ``inner_optimizer`` is no optimizer.
+        ValueError: ``inner_optimizer`` already scales its loss; a scale is not finite
+            and above 0; ``all_reduce_dtype`` is another dtype; or both a rule and
+            ``initial_scale`` or ``dynamic_growth_steps`` are given.
+
+    Example:
+
+    >>> optimizer = LossScaleOptimizer("sgd", initial_scale=1024.0)
+    >>> weight = keras.Variable([1.0])
+    >>> float(optimizer.scale_loss(1.0))
+    1024.0
+    >>> optimizer.apply([keras.ops.array([1024.0])], [weight])  # a gradient of 1
+    >>> optimizer.stats()["applied"]
+    1
+    """
+
+    # Until __init__ has called its base class, which assigns attributes.
+    _scaler = None
+
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer | str | dict,
+        scaling: LossScale | str | float | None = None,
+        dynamic_growth_steps: int | None = None,
+        name: str | None = None,
+        *,
+        initial_scale: float | None = None,
+        all_reduce_dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        inner_optimizer = checked_inner(inner_optimizer)
+        all_reduce_dtype = checked_all_reduce_dtype(all_reduce_dtype)
+        rule = rule_of(scaling, initial_scale, dynamic_growth_steps)
+        factor = inner_optimizer.loss_scale_factor
+        super().__init__(inner_optimizer, name=name, **kwargs)
+        self._all_reduce_dtype = all_reduce_dtype
+        self._loop = Loop()
+        self._scaler = Scaler(rule, self)
+        # Checkpoints of TensorFlow know variables by the attributes that hold them.
+        self.step_counter = self._scaler.state["clean_steps"]
+        self.dynamic_scale = self._scaler.scale
+        if factor is not None:
+            warnings.warn(
+                f"LossScaleOptimizer ignores loss_scale_factor={factor} of its "
+                f"inner optimizer '{inner_optimizer.name}': the loss would be scaled "
+                "twice. For a fixed scale pass "
+                f"scaling=keras_mp.scaling.StaticLossScale({factor}).",
+                stacklevel=2,
+            )
+
+    # The scaling rule, under our name and under Keras's two.
+
+    @property
+    def scaling(self) -> LossScale:
+        """The scaling rule, a frozen config."""
+        return self._scaler.rule
+
+    @property
+    def initial_scale(self) -> float:
+        """The rule's first scale."""
+        return self.scaling.initial_scale
+
+    @initial_scale.setter
+    def initial_scale(self, value):
+        self._change_rule(initial_scale=value)
+        if self._scaler is not None and not self.built:
+            self._scaler.scale.assign(self.initial_scale)
+
+    @property
+    def dynamic_scale(self) -> keras.Variable:
+        """The variable that holds what the next loss is multiplied by, a float32."""
+        self._loop.scale_was_read()
+        return self._scaler.scale
+
+    @dynamic_scale.setter
+    def dynamic_scale(self, variable):
+        if variable is not self._scaler.scale:
+            raise AttributeError(
+                "LossScaleOptimizer.dynamic_scale is a variable, which cannot be "
+                "replaced. Set its value with `.dynamic_scale.assign(...)`."
+            )
+
+    @property
+    def dynamic_growth_steps(self) -> int | None:
+        """The rule's ``growth_interval``; None for a rule without one."""
+        return getattr(self.scaling, "growth_interval", None)
+
+    @dynamic_growth_steps.setter
+    def dynamic_growth_steps(self, value):
+        self._change_rule(growth_interval=value)
+
+    def _change_rule(self, **changes):
+        if self._scaler is None:  # the base class's __init__ is at work
+            return
+        (name,) = changes
+        if name not in {field.name for field in dataclasses.fields(self.scaling)}:
+            raise AttributeError(
+                f"The scaling rule {self.scaling!r} has no `{name}` to set. Make a "
+                "new LossScaleOptimizer with the rule you want."
+            )
+        self._scaler.rule = dataclasses.replace(self.scaling, **changes)
+
+    # One step.
+
+    def scale_loss(self, loss: Any) -> Any:
+        """Return ``loss`` times the current scale, at least in float32.
+
+        Does not synchronise with the device.
+        """
+        self._loop.loss_was_scaled()
+        return ops.multiply(loss, self._scaler.scale)
+
+    def get_scaled_loss(self, loss: Any) -> Any:
+        """Return ``loss`` times the scale; tf.keras's name for `scale_loss`."""
+        return self.scale_loss(loss)
+
+    def get_unscaled_gradients(self, grads: Iterable) -> list:
+        """Return ``grads`` divided by the scale, for loops that clip or log them.
+
+        Afterwards `apply` takes gradients as they are, until the next `scale_loss`.
+        Under a strategy they are this replica's, not yet aggregated.
+
+        Args:
+            grads: List of gradients of a scaled loss; None and sparse ones are kept.
+
+        Does not synchronise with the device.
+        """
+        self._loop.gradients_were_unscaled()
+        return [numerics.unscale(gradient, self._scaler.scale) for gradient in grads]
+
+    def check_finite(self, grads: Iterable) -> Any:
+        """Return a scalar bool tensor: no gradient holds an inf or a NaN."""
+        return numerics.all_finite(grads)
+
+    def apply(
+        self,
+        grads: Iterable,
+        trainable_variables: Iterable | None = None,
+        *,
+        aggregate_gradients: bool = True,
+    ) -> None:
+        """Update the variables with the gradients of a scaled loss, if all are finite.
+
+        Where the inner optimizer has ``gradient_accumulation_steps=N``, these are the
+        gradients of a micro-batch: every N-th one that is finite updates, with the
+        mean of N, and one that is not is dropped and replaced by the next.
+
+        Args:
+            grads: List of gradients, of this replica under a strategy. None and sparse
+                gradients are allowed.
+            trainable_variables: The variables they belong to. Defaults to those the
+                optimizer was built with.
+            aggregate_gradients: False if ``grads`` are summed over the replicas
+                already. They are judged on all replicas all the same.
+
+        Raises:
+            ValueError: Called outside a replica's context, or under a strategy that
+                the optimizer was not created under.
+
+        Does not synchronise with the device.
+        """
+        grads = list(grads)
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            self.build(trainable_variables)
+        variables = self._variables_of(grads, trainable_variables)
+        unscaled = self._loop.are_unscaled()
+        if unscaled and self._all_reduce_dtype:
+            # The scale is what keeps them inside the narrower range on their way.
+            scale = self._scaler.scale
+            grads = [numerics.rescale(gradient, scale) for gradient in grads]
+            unscaled = False
+        Step(
+            self._scaler,
+            self.inner_optimizer,
+            grads,
+            variables,
+            unscaled=unscaled,
+            aggregated=not aggregate_gradients,
+            wire_dtype=self._all_reduce_dtype,
+        ).run()
+
+    def apply_gradients(
+        self, grads_and_vars: Iterable, *, aggregate_gradients: bool = True
+    ) -> Any:
+        """Call `apply` with pairs of gradients and variables; return ``iterations``."""
+        grads, trainable_variables = zip(*grads_and_vars, strict=True)
+        self.apply(grads, trainable_variables, aggregate_gradients=aggregate_gradients)
+        return self._iterations
+
+    def _variables_of(self, grads, trainable_variables):
+        variables = trainable_variables
+        if variables is None:
+            variables = self._trainable_variables
+        if len(grads) != len(variables):
+            raise ValueError(
+                "LossScaleOptimizer.apply(grads, trainable_variables) needs one "
+                f"gradient, or None, for each variable. Got {len(grads)} gradients "
+                f"for {len(variables)} variables."
+            )
+        return variables
+
+    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
+        """Return what `apply` would make of the variables, for stateless backends."""
+        mapping = list(zip(self.variables, optimizer_variables, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            verdict = self._scaler.judge(grads, unscaled=False)
+            grads = numerics.unscale_all(
+                grads, self._trainable_variables, self._scaler.scale
+            )
+            self._scaler.advance(verdict)
+        own = [scope.get_current_value(variable) for variable in self._variables]
+        inner = list(optimizer_variables[len(own) :])
+        trainable_variables, inner = ops.cond(
+            verdict.finite,
+            lambda: self.inner_optimizer.stateless_apply(
+                inner, grads, trainable_variables
+            ),
+            lambda: (trainable_variables, inner),
+        )
+        return trainable_variables, own + inner
+
+    def in_train_step(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context for one whole step: forward pass, gradients and `apply`.
+
+        There, gradients of a loss that was never scaled are taken as they are.
+        """
+        return self._loop.whole_step()
+
+    def count_loss(self, nonfinite: Any) -> None:
+        """Count a step whose loss was not finite.
+
+        Args:
+            nonfinite: Scalar bool tensor, of this replica: whether it was not.
+
+        Does not synchronise with the device.
+        """
+        self._scaler.count_loss(nonfinite)
+
+    # What a person reads.
+
+    @property
+    def skipped_steps(self) -> Any:
+        """Steps skipped so far, as a scalar int tensor that needs no synchronising."""
+        return self._scaler.skipped
+
+    def stats(self) -> dict[str, float | int]:
+        """Return the scale and the counters as plain numbers.
+
+        Returns:
+            A dict with ``scale`` (float: what the next loss is multiplied by) and the
+            ints ``steps`` (calls of `apply`), ``applied``, ``skipped``,
+            ``consecutive_skipped`` (the current run of skipped steps), ``growths`` and
+            ``backoffs`` (changes of the scale), and ``nonfinite_losses`` (steps whose
+            loss was inf or NaN, skipped or not; `keras_mp.compile` has the steps of
+            ``fit`` and ``train_on_batch`` counted, loops of your own are not; across
+            machines, each counts its own).
+
+        Synchronises with the device.
+        """
+        return self._scaler.stats()
+
+    def overflows_by_replica(self) -> list[int]:
+        """Return how often each replica's own gradients were not finite.
+
+        The replicas of all machines, in the order of ``replica_id_in_sync_group``. Not
+        a sum over the skipped steps: several replicas may overflow in one, or none,
+        where only their sum is too large.
+
+        Synchronises with the device.
+        """
+        return self._scaler.overflows_by_replica()
+
+    # Saving.
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write Keras's variables under Keras's keys, and ours under their names."""
+        checkpoint.save(self, self._variables, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read a checkpoint of this class, of Keras's class or of the bare optimizer.
+
+        State that the checkpoint does not hold, and counts of another number of
+        replicas, start afresh. A scale that the rule does not allow, such as the 0 or
+        inf that Keras's class can reach, is moved into the rule's range.
+        """
+        loaded = checkpoint.load(self, self._variables, store)
+        if loaded is None:
+            super().load_own_variables(store)
+        elif loaded == "all":
+            self._scaler.adopt_state()
+
+    def get_config(self):
+        """Return a new dict; Keras's own four keys where they say it all."""
+        config = {
+            "name": self.name,
+            "inner_optimizer": keras.saving.serialize_keras_object(
+                self.inner_optimizer
+            ),
+        }
+        if self._all_reduce_dtype:
+            config["all_reduce_dtype"] = self._all_reduce_dtype
+        rule, growth_steps = self.scaling, self.dynamic_growth_steps
+        if growth_steps and rule == rule_of(None, self.initial_scale, growth_steps):
+            config["initial_scale"] = self.initial_scale
+            config["dynamic_growth_steps"] = growth_steps
+        else:
+            config["scaling"] = keras.saving.serialize_keras_object(rule)
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Build an optimizer from a config of this class or of Keras's."""
+        inner_optimizer = keras.saving.deserialize_keras_object(
+            config["inner_optimizer"], custom_objects=custom_objects
+        )
+        rest = {k: v for k, v in config.items() if k != "inner_optimizer"}
+        return cls(inner_optimizer, **rest)

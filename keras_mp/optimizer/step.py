@@ -1,0 +1,180 @@
+"""One step of the optimizer: aggregate, judge once, commit or skip, advance.
+
+Under a strategy, gradients are aggregated first and judged afterwards, so that every
+replica reaches the same verdict, and they cross the network once. All branches are
+taken where the replicas meet: a branch taken inside a replica may hold no
+``merge_call``, which Keras's optimizers make. What belongs to a replica is called by
+``devices.run``.
+"""
+
+import contextlib
+import functools
+
+from keras import ops
+
+from keras_mp import distribute, fused, kinds, numerics, private, stacks
+from keras_mp.accumulation import Window
+from keras_mp.scaling import Verdict
+
+
+class Step:
+    """What `LossScaleOptimizer.apply` does with one list of gradients.
+
+    Args:
+        scaler: The `Scaler` that judges, and that the verdict advances.
+        inner: The built Keras optimizer that updates.
+        gradients: List of tensors, sparse gradients and None, of this replica.
+        variables: The variables that they belong to.
+        unscaled: Whether the gradients are divided by the scale already.
+        aggregated: Whether they are summed over the replicas already.
+        wire_dtype: The dtype in which they are summed over the replicas, or None for
+            their own.
+    """
+
+    def __init__(
+        self, scaler, inner, gradients, variables, *, unscaled, aggregated, wire_dtype
+    ):
+        self._scaler = scaler
+        self._inner = inner
+        self._gradients = gradients
+        self._variables = variables
+        self._unscaled = unscaled
+        self._aggregated = aggregated
+        self._wire_dtype = wire_dtype
+        self._scale = None if unscaled else scaler.scale
+        self._window = None
+        if inner.gradient_accumulation_steps:
+            self._window = Window(inner, variables, self._scale)
+        self._plan = fused.Plan(inner, self._scale, gradients, variables)
+        self._counts = distribute.replicas() > 1
+
+    def run(self):
+        """Take the step. Called in a replica, whose gradients these are.
+
+        Raises:
+            ValueError: As `LossScaleOptimizer.apply`.
+        """
+        accumulates = self._window is not None
+        distribute.check_apply(self._scaler.scale.value, accumulates)
+        distribute.meet(self._take, self._gradients)
+
+    def _take(self, devices, gradients):
+        take = self._update_if_finite if self._window is None else self._accumulate
+        self._scaler.advance(take(devices, gradients))
+
+    def _accumulate(self, devices, gradients):
+        """Collect a micro-batch, or close the window and update with its mean."""
+        window = self._window
+
+        def close():
+            mean = devices.run(window.mean, gradients)
+            return _known(self._update_if_finite(devices, mean))
+
+        def collect():
+            verdict, overflowed = self._judge_each(devices, gradients)
+            devices.cond(
+                verdict.finite,
+                lambda: distribute.no_value(devices.run(window.collect, gradients)),
+                functools.partial(self._count, overflowed),
+            )
+            return _known(verdict)
+
+        return Verdict(*devices.cond(window.is_last(), close, collect))
+
+    def _update_if_finite(self, devices, gradients):
+        """Aggregate and judge; update if all is finite. Return the verdict."""
+        if self._aggregated:
+            verdict, overflowed = self._judge_each(devices, gradients)
+        else:
+            own, gradients = gradients, devices.run(self._sum, gradients)
+            verdict, overflowed = self._judge_sum(devices, gradients, own)
+        count = functools.partial(self._count, overflowed)
+        if self._window is None and self._plan.unconditional:
+            self._update(devices, gradients, verdict.finite)
+            if self._counts:
+                ops.cond(verdict.finite, distribute.no_value, count)
+        else:
+            update = functools.partial(self._update, devices, gradients)
+            devices.cond(verdict.finite, update, count)
+        return verdict
+
+    def _sum(self, gradients):
+        """Return ``gradients`` summed over the replicas. Called in each replica."""
+        overwrites = map(kinds.overwrites, self._variables)
+        return distribute.sum_over_replicas(gradients, overwrites, self._wire_dtype)
+
+    def _judge_sum(self, devices, total, own):
+        """Judge the sum over the replicas.
+
+        Returns:
+            The verdict, and a function that returns the bool vector of shape
+            (replicas,) which says whose ``own`` gradients are not finite. They are
+            looked at only if the sum is not finite.
+        """
+        verdict = self._scaler.judge(devices.first(total), self._unscaled)
+        finite = None
+        if self._counts:
+            finite = devices.run(_finite_unless, verdict.finite, own)
+        return verdict, lambda: ops.equal(devices.gather(finite), 0)
+
+    def _judge_each(self, devices, gradients):
+        """Judge every replica's own gradients.
+
+        Returns:
+            The verdict on all of them together, and a function as of `_judge_sum`.
+        """
+
+        def facts(gradients):
+            verdict = _known(self._scaler.judge(gradients, self._unscaled))
+            return ops.stack([ops.cast(fact, "float32") for fact in verdict])
+
+        of_all = devices.gather(devices.run(facts, gradients))
+        finite, *largest = ops.unstack(of_all, axis=1)
+        finite = ops.greater(finite, 0)
+        verdict = Verdict(ops.all(finite), *(ops.max(column) for column in largest))
+        return verdict, lambda: ops.logical_not(finite)
+
+    def _count(self, overflowed):
+        if self._counts:
+            self._scaler.count_overflows(overflowed())
+
+    def _update(self, devices, gradients, finite=None):
+        """Update on each replica, unless ``finite`` is given and false."""
+        with (
+            private.optimizers.update_only(self._inner),
+            self._plan.in_effect(finite),
+        ):
+            devices.run(self._apply, gradients)
+
+    def _apply(self, gradients):
+        """Call the inner optimizer. Called in each replica."""
+        if private.tracing.in_xla():
+            gradients = list(map(private.tracing.cast_here, gradients))
+        if not self._plan.divides:
+            gradients = numerics.unscale_all(gradients, self._variables, self._scale)
+        window = self._window
+        with window.closing() if window else contextlib.nullcontext():
+            self._inner.apply(gradients, self._variables)
+
+
+def _finite_unless(all_finite, gradients):
+    """Return 1.0 if ``gradients``, of one replica, are finite, else 0.0.
+
+    They are looked at only if ``all_finite``, the verdict on their sum, is false.
+    """
+    parts = kinds.dense_parts(gradients)
+    # What enters the branch stays in memory until the verdict on the sum is known.
+    narrow = [
+        private.tracing.before_cast(stack)
+        for _, stack in stacks.small_ones_stacked(parts)
+    ]
+    return private.kernels.cond(
+        all_finite,
+        lambda: ops.convert_to_tensor(1.0),
+        lambda: ops.cast(numerics.every_finite(narrow), "float32"),
+    )
+
+
+def _known(verdict):
+    """Return the verdict's tensors without the None that a branch cannot return."""
+    return [fact for fact in verdict if fact is not None]
