@@ -31,11 +31,9 @@ ROOMS = {
     "flow": {"casts", "dtypes", "private"},
     "guards": {"casts", "dtypes", "flow", "lists", "ops", "private"},
     "scaling": set(),
-    "accumulation": {"kinds", "numerics", "private"},
     "distribute": {"dtypes", "kinds", "private", "stacks"},
     "fused": {"distribute", "dtypes", "kinds", "numerics", "private", "stacks"},
     "optimizer": {
-        "accumulation",
         "distribute",
         "dtypes",
         "fused",

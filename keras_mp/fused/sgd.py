@@ -22,7 +22,7 @@ class Sgd:
     def __init__(self, optimizer, finite, learning_rate, inverse):
         self._optimizer = optimizer
         self._finite = finite
-        # The momentum is linear in the gradient: what divides the one divides both.
+        # The update is linear in the gradient: the rate can be divided instead.
         self._rate = learning_rate * inverse
 
     def __call__(self, gradients, variables):
@@ -38,18 +38,21 @@ class Sgd:
             )
 
     def _stacked(self, pairs):
-        """Take away changes that are 0 if the step is bad. Return who has no stack."""
+        """Subtract changes that are 0 if the step is not finite.
+
+        Returns:
+            The pairs of ``pairs`` that are in no stack, and still to be updated.
+        """
         import tensorflow as tf
 
         alone = []
         rate = tf.where(self._finite, -self._rate, 0.0)
-        for indices, stack in stacks.small_ones_stacked(
-            [gradient for gradient, _ in pairs]
-        ):
+        gradients = [gradient for gradient, _ in pairs]
+        for indices, stack in stacks.small_ones_stacked(gradients):
             if len(indices) == 1:
                 alone.append(pairs[indices[0]])
                 continue
-            # Times 0 it is 0, for inf and NaN too.
+            # MulNoNan: 0 times inf or NaN is 0.
             changes = tf.raw_ops.MulNoNan(x=ops.cast(stack, "float32"), y=rate)
             private.variables.add_to([pairs[index][1] for index in indices], changes)
         return alone

@@ -5,7 +5,8 @@ from typing import Any
 
 import keras
 
-from keras_mp import accumulation, distribute
+from keras_mp import distribute
+from keras_mp.optimizer import accumulation
 
 # What the proxy must not answer for itself: these settings and this state are the
 # inner optimizer's. The base class gives every optimizer its own; the proxy drops

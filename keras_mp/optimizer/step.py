@@ -13,7 +13,7 @@ import functools
 from keras import ops
 
 from keras_mp import distribute, fused, kinds, numerics, private, stacks
-from keras_mp.accumulation import Window
+from keras_mp.optimizer.accumulation import Window
 from keras_mp.scaling import Verdict
 
 

@@ -8,8 +8,8 @@ import keras
 def batch_normalized(inputs, gamma, beta, epsilon):
     """Return ``inputs``, normalized over all axes but the last, by one kernel.
 
-    `keras.ops` has none. It is cuDNN's on a GPU and oneDNN's on a CPU, and computes in
-    float32 whatever ``inputs`` are in (Ioffe and Szegedy, 2015).
+    `keras.ops` has no such kernel. It is cuDNN's on a GPU and oneDNN's on a CPU, and
+    computes in float32 whatever dtype ``inputs`` have (Ioffe and Szegedy, 2015).
 
     Args:
         inputs: float16, bfloat16 or float32 tensor of shape (..., channels).
@@ -26,8 +26,8 @@ def batch_normalized(inputs, gamma, beta, epsilon):
     channels = inputs.shape[-1]
     rows = inputs
     if len(inputs.shape) != 4:
-        # As one tall image: cuDNN takes up to 50 times as long for a batch of small
-        # ones, and its variance is less exact.
+        # As one tall image: for a batch of small images cuDNN takes up to 50 times as
+        # long, and its variance is less exact.
         rows = tf.reshape(inputs, (1, -1, 1, channels))
     outputs, mean, unbiased, *_ = tf.raw_ops.FusedBatchNormV3(
         x=rows,
@@ -39,7 +39,7 @@ def batch_normalized(inputs, gamma, beta, epsilon):
         is_training=True,
     )
     count = tf.cast(tf.size(inputs) // channels, "float32")
-    # Of a single number, cuDNN's is 0 times infinity.
+    # Of a single number, cuDNN's variance is 0 times infinity.
     variance = tf.math.multiply_no_nan(unbiased, (count - 1) / count)
     if rows is not inputs:
         outputs = tf.ensure_shape(tf.reshape(outputs, tf.shape(inputs)), inputs.shape)
@@ -47,7 +47,7 @@ def batch_normalized(inputs, gamma, beta, epsilon):
 
 
 def is_only_on_cpus():
-    """Return whether TensorFlow computes, and has nothing but CPUs."""
+    """Return whether Keras's backend is TensorFlow and has no GPU."""
     if keras.backend.backend() != "tensorflow":
         return False
     import tensorflow as tf
@@ -58,14 +58,15 @@ def is_only_on_cpus():
 def cond(condition, if_true, if_false):
     """Do what `keras.ops.cond` does, in one node however many tensors enter it.
 
-    TensorFlow turns a branch into a Switch for each tensor that enters it, which for
-    hundreds of gradients and variables takes longer than what the branch does. It
-    leaves the If as it is where functions are traced for its single-threaded executor,
-    which has no Switch; the public setting of that executor is what asks for it here.
-    Calls inside the branches are traced as always.
+    TensorFlow lowers a branch to a Switch operation for each tensor that enters it. For
+    hundreds of gradients and variables that takes longer than what the branch does. In
+    functions for the single-threaded executor, which has no Switch, TensorFlow keeps
+    the If operation: so that executor is asked for here, by its public setting. Calls
+    inside the branches are traced as always.
 
-    An If is done on one device. So this is not for branches that reach several, and
-    where there is a GPU, to whose variables some on the CPU come, it is Keras's own.
+    An If operation runs on one device. So this is not for branches that reach several
+    devices; and with a GPU, where some variables are on the CPU, `keras.ops.cond` does
+    the work.
     """
     if not is_only_on_cpus():
         return keras.ops.cond(condition, if_true, if_false)

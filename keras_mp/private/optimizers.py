@@ -11,7 +11,7 @@ from keras_mp.private import attributes
 def step_counter(optimizer):
     """Return the variable that counts the gradients ``optimizer`` was given.
 
-    Public ``iterations`` counts updates, of which accumulation makes fewer.
+    The public ``iterations`` counts updates, of which accumulation makes fewer.
     """
     return optimizer._iterations
 
@@ -19,7 +19,7 @@ def step_counter(optimizer):
 def learning_rate_schedule(optimizer):
     """Return the schedule that ``optimizer`` was given, or None.
 
-    Public ``learning_rate`` is its present value.
+    The public ``learning_rate`` is its present value.
     """
     schedule = optimizer._learning_rate
     is_schedule = isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule)

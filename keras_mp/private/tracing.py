@@ -8,8 +8,8 @@ import keras
 def operations_of(function, *args, **kwargs):
     """Return the types of TensorFlow's operations that ``function`` uses, as a set.
 
-    It is traced with tensors of these shapes and dtypes and not run. None if it cannot
-    be traced so, or with another backend.
+    The function is traced with tensors of these shapes and dtypes, and not run. Returns
+    None if that fails, or with another backend.
     """
     if keras.backend.backend() != "tensorflow":
         return None
@@ -32,7 +32,7 @@ def operations_of(function, *args, **kwargs):
 def as_written(function):
     """Keep AutoGraph from rewriting ``function`` in a user's ``tf.function``.
 
-    It spares TensorFlow's and Keras's code, but not that of others.
+    AutoGraph leaves TensorFlow's and Keras's code as it is, but not other packages'.
     """
     if keras.backend.backend() != "tensorflow":
         return function
@@ -42,7 +42,7 @@ def as_written(function):
 
 
 def in_xla():
-    """Return whether this code is being traced for XLA; nothing public tells."""
+    """Return whether this code is being traced for XLA, which no public API tells."""
     if keras.backend.backend() != "tensorflow":
         return keras.backend.backend() == "jax"
     import tensorflow as tf
@@ -55,8 +55,8 @@ def in_xla():
 def before_cast(tensor):
     """Return the float16 or bfloat16 tensor that ``tensor`` was cast from, or itself.
 
-    It holds the same numbers in less memory: a cast from bfloat16 to float16, which may
-    overflow, is none of these. A cast whose result nobody uses is not run at all.
+    The source holds the same numbers in less memory. (A cast from bfloat16 to float16
+    may overflow, and does not count.) A cast whose result nobody uses is not run.
     """
     operation = _operation(tensor)
     if operation is None or operation.type != "Cast":
@@ -71,7 +71,8 @@ def before_unstack(first, *others):
 
     Args:
         first: A tensor.
-        *others: If there are any, all tensors must be of one unstacking and all of it.
+        *others: If given, all tensors must be the outputs of one operation, in order
+            and without one missing.
     """
     operation = _operation(first)
     if operation is None or operation.type != "Unpack" or operation.get_attr("axis"):
@@ -108,13 +109,13 @@ def before_rounding(tensor, known):
     """Return the numbers of ``tensor`` before they were rounded to 16 bits, or None.
 
     In a graph that is being traced, TensorFlow knows what a tensor was cast from. If it
-    was sliced, reshaped or joined since, the same is done to the source. Eager tensors
-    do not tell.
+    was sliced, reshaped or joined since, the same is done to the source. Of an eager
+    tensor nothing is known.
 
     Args:
         tensor: A tensor.
-        known: ``known(tensor)`` returns the source of one of which it is known
-            otherwise, or None.
+        known: ``known(tensor)`` returns the source of a tensor that is recorded
+            elsewhere, or None.
     """
     if keras.backend.backend() != "tensorflow":
         return None

@@ -17,9 +17,9 @@ def forget_compiled(model):
 def exchange_optimizer(model, old, new):
     """Have the compiled ``model`` train with the optimizer ``new`` instead of ``old``.
 
-    Where its own ``compile`` keeps ``old``, or the optimizer inside, under other names,
-    it finds ``new`` there too. It is saved as if ``compile`` had been given ``new``:
-    only a private record of Keras's tells how a model was compiled.
+    Attributes in which the model's own ``compile`` keeps ``old``, or the optimizer
+    inside it, are set to ``new`` too. The model is saved as if ``compile`` had been
+    given ``new``: Keras records what ``compile`` was given in a private attribute.
     """
     if new is old:
         return
@@ -43,9 +43,9 @@ def forget_dtypes(model):
 def build_for(model, data):
     """Create the variables of ``model``, its metrics and its optimizer for ``data``.
 
-    Keras does it before ``fit`` under a strategy only; eager steps create variables
-    as they go. A model without a usable ``call`` cannot be built from its data; its
-    own ``train_step`` knows how.
+    Keras does so before ``fit`` under a strategy only; an eager step creates variables
+    when it needs them. A model without a usable ``call`` cannot be built from its data,
+    and is left to its own ``train_step``.
     """
     with contextlib.suppress(RuntimeError):
         model._symbolic_build(data_batch=data)
@@ -54,8 +54,9 @@ def build_for(model, data):
 def reporting_metrics(model):
     """Return each metric of ``model`` that reports, with those that count for it.
 
-    Public ``metrics`` has all that were given to ``compile`` as one, which lists them
-    from the first batch on; those given as objects have their variables before.
+    In the public ``metrics`` all that were given to ``compile`` are one metric, which
+    lists them from the first batch on. Metrics that were given as objects have their
+    variables before that.
 
     Returns:
         A list of pairs: a metric, and a list of metrics, itself for most.
@@ -79,8 +80,8 @@ def _compiled_metrics(compiled):
 def strategy_of(model):
     """Return the ``tf.distribute`` strategy ``model`` was created under, or None.
 
-    Public ``distribute_strategy`` answers with the strategy of the present scope for a
-    model that has none. Keras's other backends have no strategies.
+    The public ``distribute_strategy`` of a model that has none is the strategy of the
+    present scope. Keras's other backends have no strategies.
     """
     return getattr(model, "_distribute_strategy", None)
 
@@ -89,9 +90,9 @@ def build_from(model, batches):
     """Have ``model`` build itself under its strategy from what ``batches`` yields.
 
     Keras's ``_maybe_symbolic_build`` makes one batch of the replicas' shares in a way
-    that needs shares of equal size on one machine. ``_symbolic_build``, which it leads
-    to, takes an iterator too, and draws from it only if anything is unbuilt. A model
-    without a ``call``, such as a GAN, it cannot build, and `fit` would end there.
+    that needs shares of equal size on one machine, and calls ``_symbolic_build``. That
+    method also takes an iterator, from which it draws only if anything is unbuilt. It
+    cannot build a model without a ``call``, such as a GAN, and `fit` would raise.
 
     Args:
         model: A Keras model that was created under a strategy.
@@ -133,9 +134,9 @@ def run_steps_with(model, choose, mark):
 def epoch_ends(model, ended):
     """Return a context in which ``ended()`` is called as an epoch of ``fit`` ends.
 
-    Before its validation and its callbacks. Keras then reads the metrics by a method of
-    its own, and so it does where ``evaluate`` ends. A callback would be public, but a
-    ``fit`` that was overridden need not take any.
+    The call comes before the epoch's validation and callbacks, where Keras reads the
+    metrics by a private method; it does so where ``evaluate`` ends, too. A callback
+    would be public, but a ``fit`` of the user's own may take none.
     """
     read = model._get_metrics_result_or_logs
 

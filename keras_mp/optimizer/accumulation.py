@@ -1,9 +1,10 @@
 """Gradient accumulation: one update from the mean over a window of micro-batches.
 
-A window closes once it holds N clean micro-batches. One that overflows is dropped: it
-changes nothing but the scale, and the window waits for the next one, so an update is
-always the mean of exactly N. The sums are unscaled, because the scale may change
-between two micro-batches, and each replica's own: only the mean crosses the network.
+A window closes when it holds N micro-batches with finite gradients. A micro-batch that
+overflows changes nothing but the scale, and another one takes its place: an update is
+always by the mean of exactly N. The sums are of unscaled gradients, because the scale
+may change between two micro-batches. Each replica has sums of its own, and only the
+mean crosses the network.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ from keras_mp import kinds, numerics, private
 def learning_rate(inner):
     """Return the learning rate of the next update.
 
-    A schedule is asked by updates; Keras would ask it by micro-batches.
+    A schedule is called with the number of updates; Keras would call it with the number
+    of micro-batches.
     """
     schedule = private.optimizers.learning_rate_schedule(inner)
     return inner.learning_rate if schedule is None else schedule(inner.iterations)
