@@ -1,13 +1,23 @@
 """Reading TensorFlow's graphs: what runs, in which order, on how many bytes."""
 
+from __future__ import annotations
+
 import collections
 import heapq
 import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+#: Orders of `scheduled`.
+WRITTEN, DEPTH_FIRST, BREADTH_FIRST = "as written", "depth first", "breadth first"
 
 
-def needed(graph):
-    """Return the operations that the outputs and the effects of ``graph`` need."""
-    names = set()
+def needed(graph: tf.Graph) -> list[tf.Operation]:
+    """Return the operations that the outputs and side effects of ``graph`` need."""
+    names: set[str] = set()
     queue = [source(tensor).op for tensor in graph.outputs]
     queue += graph.control_outputs
     while queue:
@@ -19,48 +29,48 @@ def needed(graph):
     return [op for op in graph.get_operations() if op.name in names]
 
 
-#: Orders in which `scheduled` goes.
-WRITTEN, DEPTH_FIRST, BREADTH_FIRST = "as written", "depth first", "breadth first"
+def scheduled(operations: Sequence[tf.Operation], order: str) -> Iterator[tf.Operation]:
+    """Yield the operations, each after those that it depends on.
 
-
-def scheduled(operations, order):
-    """Yield the operations, each after those that it waits for.
-
-    Of those that are ready, the one that was written first, that became ready last, or
-    that became ready first.
+    Of several that are ready, the next one is: the first in the graph (``WRITTEN``),
+    the last that became ready (``DEPTH_FIRST``), or the first that became ready
+    (``BREADTH_FIRST``).
     """
     waits, consumers = _dependencies(operations)
     number = itertools.count()
 
-    def ranked(place):
+    def ranked(index: int) -> tuple[int, int]:
         since = next(number)
-        return {WRITTEN: place, DEPTH_FIRST: -since, BREADTH_FIRST: since}[order], place
+        return {WRITTEN: index, DEPTH_FIRST: -since, BREADTH_FIRST: since}[order], index
 
-    ready = [ranked(place) for place, count in enumerate(waits) if not count]
+    ready = [ranked(index) for index, count in enumerate(waits) if not count]
     heapq.heapify(ready)
     while ready:
         _, done = heapq.heappop(ready)
         yield operations[done]
-        for place in consumers[operations[done].name]:
-            waits[place] -= 1
-            if not waits[place]:
-                heapq.heappush(ready, ranked(place))
+        for index in consumers[operations[done].name]:
+            waits[index] -= 1
+            if not waits[index]:
+                heapq.heappush(ready, ranked(index))
 
 
-def _dependencies(operations):
-    """Return how much each operation waits for, and who waits for it, by its name."""
-    waits, consumers = [], collections.defaultdict(list)
-    for place, op in enumerate(operations):
+def _dependencies(
+    operations: Sequence[tf.Operation],
+) -> tuple[list[int], dict[str, list[int]]]:
+    """Return how many results each operation waits for, and who waits for its own."""
+    waits: list[int] = []
+    consumers: dict[str, list[int]] = collections.defaultdict(list)
+    for index, op in enumerate(operations):
         before = [source(tensor).op.name for tensor in op.inputs]
         before += [other.name for other in op.control_inputs]
         waits.append(len(before))
         for name in before:
-            consumers[name].append(place)
+            consumers[name].append(index)
     return waits, consumers
 
 
-def source(tensor):
-    """Return ``tensor``, or what it stands for.
+def source(tensor: tf.Tensor) -> tf.Tensor:
+    """Return ``tensor``; of an output of IdentityN, the input that it repeats.
 
     TensorFlow removes IdentityN, which would wait for all its inputs.
     """
@@ -69,8 +79,8 @@ def source(tensor):
     return tensor
 
 
-def size_of(tensor):
-    """Return a tensor's bytes; None if its shape is not known."""
+def size_of(tensor: tf.Tensor) -> int | None:
+    """Return a tensor's size in bytes; None if its shape is not known."""
     import tensorflow as tf
 
     if tensor.dtype in (tf.resource, tf.variant, tf.string):
@@ -79,40 +89,26 @@ def size_of(tensor):
     return None if elements is None else elements * tensor.dtype.size
 
 
-def constant(tensor):
-    """Return the value of ``tensor``; None if it is known only when the step runs."""
+def constant(tensor: tf.Tensor) -> Any:
+    """Return the value of ``tensor``; None if only running the step tells it."""
     import tensorflow as tf
 
     return tf.get_static_value(tensor)
 
 
-def functions(graph, op):
-    """Return the graphs of the functions that ``op`` in ``graph`` calls or may call.
-
-    In public a graph gives its functions as definitions without shapes. Their graphs
-    are behind `_get_function`, by which TensorFlow differentiates them itself; it and
-    the ``graph`` of what it returns are the same in TensorFlow 2.18 and 2.21.
-    """
-    return [
-        graph._get_function(attribute.func.name).graph
-        for attribute in op.node_def.attr.values()
-        if attribute.HasField("func")
-    ]
-
-
-def is_lowered(op):
-    """Return whether TensorFlow puts the branches of ``op`` in its place."""
+def is_lowered(op: tf.Operation) -> bool:
+    """Return whether TensorFlow replaces ``op`` by the operations of its branches."""
     return op.node_def.attr["_lower_using_switch_merge"].b
 
 
-def trips(op, lengths):
-    """Return how often a loop runs: at most, or as often as its lists are long.
+def trips(op: tf.Operation, lengths: Sequence[int | None]) -> int:
+    """Return how often a loop runs: its limit, or else the length of its lists.
 
     Args:
         op: The loop.
-        lengths: Of each of its arguments that is a list, the length; else None.
+        lengths: The length of each argument that is a list; None for the others.
     """
-    most = op.inputs[1]  # TensorFlow's own two come first, where it made the loop
+    most = op.inputs[1]  # after its counter, in the loops that TensorFlow makes
     limit = constant(most) if most.shape.rank == 0 else None
     if limit is not None and limit > 0:
         return int(limit)

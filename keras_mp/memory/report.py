@@ -1,7 +1,7 @@
-"""What training will take: the report a person reads, and the largest batch that fits.
+"""The predicted memory of training as a report, and the largest batch that fits.
 
-The step is traced for one batch size, walked through, and what was alive at its peak is
-counted by kind. The largest batch comes from doing so again for other sizes.
+The step is traced for one batch size and walked through, and what is alive at its peak
+is counted by kind. The largest batch is found by repeating this for other sizes.
 """
 
 import concurrent.futures
@@ -12,16 +12,16 @@ from typing import Any
 
 import keras
 
-from keras_mp import hardware, policies
+from keras_mp import hardware, policies, private
 from keras_mp.memory import liveness, trace
 from keras_mp.memory.allocator import measured_by
 from keras_mp.optimizer import LossScaleOptimizer
 
-# What a process grows by beyond the tensors when it trains on a CPU: the graph, small
-# tensors and constants that TensorFlow folds, of which malloc keeps some for each
-# thread, and the kernels' scratch memory, which grows with what they work on. Fitted to
-# medians of four trainings each of the 24 cases in `benchmarks/bench-memory.json`, of
-# 180 to 920 MB, with TensorFlow 2.21 on two cores.
+# What a process takes beyond the tensors when it trains on a CPU: the graph; small
+# tensors and constants, some of which malloc keeps for each thread; and the kernels'
+# scratch memory, which grows with their inputs. Fitted to medians of four trainings of
+# each of the 24 cases in `benchmarks/bench-memory.json`, of 180 to 920 MB, with
+# TensorFlow 2.21 on two cores.
 _RUNTIME = 36_000_000
 _RUNTIME_SHARE = 0.1
 _PARTS = (
@@ -42,11 +42,13 @@ class MemoryReport:
         casts: Low-precision copies of weights that are alive at the peak.
         activations: All other tensors that are alive at the peak: activations and
             their gradients, the batch and temporaries.
-        fragmentation: What the allocator holds beyond that, because its free blocks
-            do not fit.
-        runtime: On a CPU 36 MB and a tenth of all else, an average of what TensorFlow
+        fragmentation: What the allocator holds beyond that, in free blocks that are
+            too small.
+        runtime: On a CPU 36 MB and a tenth of all else: an average of what TensorFlow
             takes for graphs, threads and kernels. 0 on a GPU, whose allocator does not
             count it.
+
+    All sizes are whole numbers of bytes.
     """
 
     policy: str
@@ -58,7 +60,9 @@ class MemoryReport:
     activations: int
     fragmentation: int
     runtime: int
-    _predict: Callable = dataclasses.field(repr=False, compare=False)
+    _predict: Callable[[int], "MemoryReport"] = dataclasses.field(
+        repr=False, compare=False
+    )
 
     @property
     def peak(self) -> int:
@@ -68,15 +72,18 @@ class MemoryReport:
     def largest_batch(self, memory: int | None = None) -> int:
         """Return the largest batch size that is predicted to fit; 0 if none does.
 
-        It is found to within 2 %, by tracing the step for some ten sizes. Does
-        not synchronise with the device.
+        It is found to within 2 %, by tracing the step for about ten sizes. Does not
+        synchronise with the device.
 
         Args:
             memory: Bytes that training may take. Defaults to what is free now: on the
-                first GPU, else what the system calls available.
+                first GPU, else what Linux reports as available.
+
+        Returns:
+            Rows of a batch, an int.
 
         Raises:
-            ValueError: ``memory`` is not given and the system does not tell it.
+            ValueError: ``memory`` is None and the system does not report it.
         """
         limit = _free_memory() if memory is None else memory
         peaks = {self.batch_size: self.peak}
@@ -90,7 +97,7 @@ class MemoryReport:
             size = _next_size(peaks, limit, fits, fails)
             peaks[size] = self._predict(size).peak
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = [(part.replace("_", " "), getattr(self, part)) for part in _PARTS]
         rows.append(("peak", self.peak))
         title = f"Peak memory of training under {self.policy}, batch {self.batch_size}"
@@ -111,19 +118,20 @@ def memory_report(
     """Predict the peak memory of training ``model``, without training it.
 
     The training step is traced for the batch size on a copy of the model that takes no
-    memory; nothing is executed and ``model`` stays as it is. What is predicted is, on a
-    GPU, the peak of TensorFlow's allocator, and on a CPU by how much the process grows.
+    memory; nothing is executed and ``model`` stays as it is. The prediction is, on a
+    GPU, the peak of TensorFlow's allocator; on a CPU, by how much the process grows.
 
     Most predictions for a CPU were within 15 % of what was measured for trainings of
     150 to 1,070 MB, the worst 20 %; the same training measured again differs by up to
-    36 %. Smaller ones are lost in ``runtime``, which varies. On an NVIDIA H100 all of
-    24 were within 15 %, those of a convolutional network with
-    ``TF_CUDNN_WORKSPACE_LIMIT_IN_MB=1`` in the environment: in the first step cuDNN
-    tries its algorithms, with which that network's peak was 1.5 to 2.4 times as high.
-    Not counted either: the data set and its pipeline, metrics, and what XLA
-    (``jit_compile``, Keras's default on a GPU) saves or adds.
-    Under a ``tf.distribute`` strategy the prediction is one replica's, without
-    communication buffers. Of branches the longest counts.
+    36 %. Of smaller ones most is ``runtime``, which varies. On an NVIDIA H100 all of 24
+    predictions were within 15 %. Those of a convolutional network needed
+    ``TF_CUDNN_WORKSPACE_LIMIT_IN_MB=1`` in the environment: without it cuDNN tries its
+    algorithms in the first step, and the peak was 1.5 to 2.4 times as high.
+
+    Not counted: the data set and its pipeline, metrics, and what XLA (``jit_compile``,
+    Keras's default on a GPU) saves or adds. Under a ``tf.distribute`` strategy the
+    prediction is for one replica, without communication buffers. Of the branches of a
+    condition only the one with the most operations is counted.
 
     Args:
         model: A Keras model, compiled or not. A model of your own class must be
@@ -131,27 +139,27 @@ def memory_report(
         batch_size: Rows of a batch, at least 1; of a micro-batch if the optimizer
             accumulates gradients.
         policy: None for the policies that the layers have, or a dtype policy, its name
-            or ``"auto"``, as for `keras_mp.compile`: what if all layers were under it?
-            Then the loss is scaled if that policy needs it.
+            or ``"auto"``, as for `keras_mp.compile`, which all layers are put under.
+            The loss is then scaled if that policy needs it.
         optimizer: An optimizer or its name. Defaults to the one ``model`` is compiled
             with, else Adam.
         loss: As for ``model.compile``. Defaults to the one ``model`` is compiled with,
             else the mean squared error.
-        data: A batch ``(x, y)`` of any size, in arrays: its dtypes and, without the
-            rows, its shapes are those to train on. Needed if the model does not tell:
-            it is of your own class, or a dimension is None. Targets default to the
-            outputs' shape; for losses that are called sparse, to int32 without the
-            last dimension.
-        **compile_kwargs: As for ``model.compile``. Where the model's class has a
-            ``compile`` of its own, that is called with ``optimizer``, ``loss`` and
-            these, as far as they are given; a compiled model for which neither a loss
-            nor any of these is given is taken as it is compiled.
+        data: A batch ``(x, y)`` of arrays, with the dtypes and shapes to train on and
+            any number of rows. Needed if the model does not tell its inputs' shapes: it
+            is of your own class, or a dimension is None. By default targets are float32
+            of the outputs' shape; for losses with "sparse" in their names, int32
+            without the last dimension.
+        **compile_kwargs: As for ``model.compile``. If the model's class overrides
+            ``compile``, its own is called with these and with ``optimizer`` and
+            ``loss`` if given; a compiled model for which neither a loss nor any of
+            these is given stays as it is compiled.
 
     Returns:
         A `MemoryReport`; its ``largest_batch()`` finds the largest batch that fits.
 
     Raises:
-        TypeError: ``model`` is no Keras model, or ``batch_size`` no integer.
+        TypeError: ``model`` is not a Keras model, or ``batch_size`` not an integer.
         ValueError: ``batch_size`` is below 1; the policy is unknown or does not fit the
             model's variables; ``data`` is needed; the model cannot be copied; or the
             backend is not TensorFlow.
@@ -173,11 +181,11 @@ def memory_report(
     recipe = trace.recipe(model)
     name = (policies.policy_of(model) if policy is None else policies.get(policy)).name
 
-    def predict(batch_size):
-        def specs_for(loss):
+    def predict(batch_size: int) -> MemoryReport:
+        def specs_for(loss: Any) -> Any:
             return trace.specs_of(model, batch_size, loss, data)
 
-        # A thread of its own has Keras's global state (names, seeds) to itself.
+        # Keras's global state (names, seeds) belongs to a thread: a new one keeps it.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             step = thread.submit(
                 trace.trace, recipe, specs_for, policy, state, arguments
@@ -190,17 +198,19 @@ def memory_report(
     return predict(batch_size)
 
 
-def _compiled(model, given, policy):
+def _compiled(
+    model: keras.Model, given: dict[str, Any], policy: keras.DTypePolicy | str | None
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Return how to compile a copy of ``model``.
 
     Args:
         model: The model.
         given: Arguments of its ``compile``.
-        policy: As of `memory_report`.
+        policy: As for `memory_report`.
 
     Returns:
-        What its own ``compile`` has stored on it and the copy is to have, or None if
-        that is to be called; and the arguments to compile the copy with.
+        Attributes to set instead of calling the model's own ``compile``, or None to
+        call it; and the arguments to compile the copy with.
     """
     compiled = getattr(model, "compiled", False)
     own = trace.has_own_compile(model)
@@ -218,14 +228,15 @@ def _compiled(model, given, policy):
     return trace.compiled_state(model) if own and as_it_is else None, arguments
 
 
-def _runtime(tensors):
+def _runtime(tensors: int) -> int:
+    """Return what TensorFlow takes beside ``tensors`` bytes of tensors."""
     if measured_by() == "in use":
         return 0
     return _RUNTIME + round(_RUNTIME_SHARE * tensors)
 
 
-def _checked(model, batch_size):
-    """Return the batch size, if it and the model can be used."""
+def _checked(model: Any, batch_size: Any) -> int:
+    """Return the batch size as an int, once it and the model are checked."""
     if not isinstance(model, keras.Model):
         raise TypeError(
             "keras_mp.memory_report(model, batch_size) needs a keras model. Got "
@@ -249,8 +260,8 @@ def _checked(model, batch_size):
     return operator.index(batch_size)
 
 
-def _next_size(peaks, limit, fits, fails):
-    """Return the batch size to try next: along a line until one fails, then halfway."""
+def _next_size(peaks: dict[int, int], limit: int, fits: int, fails: int | None) -> int:
+    """Return the next batch size to try: by a line until one fails, then halfway."""
     if fails is not None:
         return (fits + fails) // 2
     first = min(peaks)
@@ -261,18 +272,13 @@ def _next_size(peaks, limit, fits, fails):
     return max(fits + 1 + fits // 50, min(guess, 16 * fits))
 
 
-def _free_memory():
+def _free_memory() -> int:
     """Return the bytes that are free: on the first GPU, else in the system."""
-    import tensorflow as tf
-    from tensorflow.python.client import device_lib  # nothing public tells the limit
-
-    for device in device_lib.list_local_devices():
-        if device.device_type == "GPU":
-            used = tf.config.experimental.get_memory_info("GPU:0")["current"]
-            return device.memory_limit - used
-    available = hardware.proc_bytes("MemAvailable", "/proc/meminfo")
-    if available is not None:
-        return available
+    free = private.devices.free_gpu_memory()
+    if free is None:
+        free = hardware.proc_bytes("MemAvailable", "/proc/meminfo")
+    if free is not None:
+        return free
     raise ValueError(
         "MemoryReport.largest_batch() cannot tell how much memory is free on this "
         "system. Pass it in bytes as memory=."

@@ -5,6 +5,7 @@ Every function here is tested on the oldest and the newest supported Keras.
 
 from keras_mp.private import (
     attributes,
+    devices,
     errors,
     graphs,
     kernels,
@@ -18,6 +19,7 @@ from keras_mp.private import (
 
 __all__ = [
     "attributes",
+    "devices",
     "errors",
     "graphs",
     "kernels",

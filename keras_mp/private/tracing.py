@@ -29,6 +29,20 @@ def operations_of(function, *args, **kwargs):
     return {node.op for body in bodies for node in body}
 
 
+def functions_of(graph, op):
+    """Return the graphs of the functions that ``op`` in ``graph`` calls or may call.
+
+    The public definitions of a graph's functions have no shapes. `_get_function`, which
+    TensorFlow differentiates functions with, gives their graphs; it is the same in
+    TensorFlow 2.18 and 2.21.
+    """
+    return [
+        graph._get_function(attribute.func.name).graph
+        for attribute in op.node_def.attr.values()
+        if attribute.HasField("func")
+    ]
+
+
 def as_written(function):
     """Keep AutoGraph from rewriting ``function`` in a user's ``tf.function``.
 

@@ -11,26 +11,6 @@ def graph_of(function, *shapes, dtype=tf.float32):
     return tf.function(function).get_concrete_function(*specs).graph
 
 
-def test_functions_have_shapes_inside():
-    @tf.function
-    def inner(x):
-        return tf.square(x)
-
-    graph = graph_of(lambda x: inner(x) + 1.0, (3, 4))
-    (call,) = [op for op in graph.get_operations() if "PartitionedCall" in op.type]
-    (found,) = graphs.functions(graph, call)
-    assert [graphs.size_of(tensor) for tensor in found.outputs] == [3 * 4 * 4]
-
-
-def test_both_branches_are_found():
-    def either(x):
-        return tf.cond(tf.reduce_sum(x) > 0, lambda: x * 2.0, lambda: x)
-
-    graph = graph_of(either, (2,))
-    (branch,) = [op for op in graph.get_operations() if op.type.endswith("If")]
-    assert len(graphs.functions(graph, branch)) == 2
-
-
 @pytest.mark.parametrize(
     "order", [graphs.WRITTEN, graphs.DEPTH_FIRST, graphs.BREADTH_FIRST]
 )

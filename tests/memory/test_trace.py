@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 import keras_mp
-from keras_mp import memory
-from keras_mp.memory import graphs, trace
+from keras_mp import memory, private
+from keras_mp.memory import trace
 
 layers = keras.layers
 
@@ -135,7 +135,7 @@ def kinds_of_operations(optimizer):
         graph = queue.pop()
         for op in graph.get_operations():
             found.add(op.type)
-            queue += graphs.functions(graph, op)
+            queue += private.tracing.functions_of(graph, op)
     return found
 
 

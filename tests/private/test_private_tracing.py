@@ -59,3 +59,28 @@ def test_only_casts_from_narrow_floats_are_done_again(dtype):
     np.testing.assert_array_equal(again, result)
     assert kinds == [dtype in dtypes.LOW_PRECISION]
     assert private.tracing.cast_here(again) is again  # eager
+
+
+def _graph_of(function, *shapes):
+    specs = [tf.TensorSpec(shape) for shape in shapes]
+    return tf.function(function).get_concrete_function(*specs).graph
+
+
+def test_functions_of_an_operation_have_shapes():
+    @tf.function
+    def inner(x):
+        return tf.square(x)
+
+    graph = _graph_of(lambda x: inner(x) + 1.0, (3, 4))
+    (call,) = [op for op in graph.get_operations() if "PartitionedCall" in op.type]
+    (found,) = private.tracing.functions_of(graph, call)
+    assert [tensor.shape.as_list() for tensor in found.outputs] == [[3, 4]]
+
+
+def test_functions_of_both_branches_are_found():
+    def either(x):
+        return tf.cond(tf.reduce_sum(x) > 0, lambda: x * 2.0, lambda: x)
+
+    graph = _graph_of(either, (2,))
+    (branch,) = [op for op in graph.get_operations() if op.type.endswith("If")]
+    assert len(private.tracing.functions_of(graph, branch)) == 2
