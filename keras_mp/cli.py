@@ -6,16 +6,18 @@ It is read before TensorFlow starts, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from keras_mp.hardware import MIXED_POLICIES
 from keras_mp.terminal import fail, quiet_start
 
-# Those of `keras_mp.export`, which would start TensorFlow.
+# The formats of `keras_mp.export`, whose import starts TensorFlow.
 FORMATS = ("saved_model", "tflite", "onnx")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return its exit code.
+    """Run a command and return its exit code.
 
     0: done; 1: it failed; 2: what was given cannot be used; 130: interrupted.
     """
@@ -41,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_train(commands) -> None:
+def _add_train(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a model in float32 and in mixed precision, side by side",
@@ -95,7 +97,7 @@ def _add_train(commands) -> None:
     own.add_argument("--optimizer", metavar="NAME", help="instead of the model's own")
 
 
-def _add_export(commands) -> None:
+def _add_export(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
         help="write a model that was trained in mixed precision as float32",
@@ -119,15 +121,14 @@ def _add_export(commands) -> None:
     )
 
 
-def _add_lint(commands) -> None:
+def _add_lint(commands: Any) -> None:
     parser = commands.add_parser(
         "lint",
         help="say what is wrong with how a model uses low precision",
         description="Check a .keras file: a line for each layer with something wrong, "
         "with the reason and the fix. The exit status is 1 if there are errors or "
-        "warnings, 0 if there are none or only notes. A file that holds objects of "
-        "keras_mp's is judged as keras_mp.load_model loads it, any other one as Keras "
-        "does.",
+        "warnings, 0 if there are none or only notes. A file with objects of keras_mp "
+        "is loaded by keras_mp.load_model before the check, any other file by Keras.",
     )
     parser.add_argument("model", metavar="MODEL.keras")
     parser.add_argument(
@@ -145,13 +146,13 @@ def _seed(text: str) -> int:
     return value
 
 
-def positive(kind: type):
-    """Return what converts an argument to a finite number above 0, or refuses it."""
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """Return a function that converts an argument to a finite number above 0."""
 
-    def convert(text: str):
+    def convert(text: str) -> float:
         value = kind(text)
         if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is no finite number above 0")
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
         return value
 
     convert.__name__ = f"positive {kind.__name__}"

@@ -15,7 +15,7 @@ import textwrap
 
 import keras
 
-from keras_mp import hardware, processes
+from keras_mp import hardware, model_files, processes
 from keras_mp.compare import custom, picture, report, runner, tasks, worker
 from keras_mp.compare.tasks import Job
 from keras_mp.export import export as export_model
@@ -24,17 +24,17 @@ from keras_mp.lint import lint as lint_model
 from keras_mp.loading import holds_ours, load_model
 from keras_mp.terminal import UserError, explain, fail, output_folder, progress, show
 
-# Of the wide network: enough for a median, and few, since its steps are long.
-WIDE = {"wide": True, "epochs": 5, "steps": 6}
+# How the wide network is trained: enough steps for a median, but few, as they are long.
+WIDE_EPOCHS, WIDE_STEPS = 5, 6
 
 
 def find_devices() -> None:
-    """Have TensorFlow look for its devices, of which it prints lines at first."""
+    """Make TensorFlow look for its devices, about which it prints lines once."""
     hardware.gpu_names()
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command that was given; return its exit code.
+    """Run a command and return its exit code.
 
     0: done; 1: it failed; 2: what was given cannot be used.
     """
@@ -58,17 +58,9 @@ def train(arguments: argparse.Namespace) -> None:
     policies = [runner.BASELINE, *policies_of_train(arguments.policy)]
     native = hardware.native_policies()
     show(f"keras-mp train: {task.title}\n  compare: {', '.join(policies)}")
-    epochs = tasks.with_defaults(job, task).epochs
-    with progress(epochs * len(policies), "training") as advance:
+    with progress(job.epochs * len(policies), "training") as advance:
         runs = runner.compare(job, policies, show, advance)
-    fast = [policy for policy in policies if policy in (runner.BASELINE, *native)]
-    wide = []
-    if task.wider and len(fast) > 1:
-        show(f"\nthe same network, {task.wider} times as wide, for its times")
-        with progress(WIDE["epochs"] * len(fast), "timing") as advance:
-            wide = runner.compare(
-                dataclasses.replace(job, **WIDE), fast, _nothing, advance
-            )
+    wide = _time_wide_network(job, task, policies, native)
     comparison = report.Comparison(
         job, task, hardware.recommend().reason, native, runs, wide
     )
@@ -82,8 +74,25 @@ def train(arguments: argparse.Namespace) -> None:
     show(f"\nwrote {folder / name}.png\nwrote {folder / name}.json")
 
 
+def _time_wide_network(
+    job: Job, task: tasks.Task, policies: list[str], native: tuple[str, ...]
+) -> list[runner.Run]:
+    """Train the task's wide network in float32 and in what is native, for its times."""
+    fast = [policy for policy in policies if policy in (runner.BASELINE, *native)]
+    if task.wider == 1 or len(fast) == 1:
+        return []
+    show(f"\nthe same network, {task.wider} times as wide, for its times")
+    job = dataclasses.replace(job, wide=True, epochs=WIDE_EPOCHS, steps=WIDE_STEPS)
+    with progress(job.epochs * len(fast), "timing") as advance:
+        return runner.compare(job, fast, advance=advance)
+
+
 def policies_of_train(wanted: str) -> list[str]:
-    """The mixed policies to train under."""
+    """Return the mixed policies to train under.
+
+    Args:
+        wanted: A policy's name, ``"all"`` or ``"auto"``.
+    """
     if wanted == "all":
         return list(MIXED_POLICIES)
     if wanted == "auto":
@@ -91,15 +100,10 @@ def policies_of_train(wanted: str) -> list[str]:
     return [policy for policy in MIXED_POLICIES if policy == wanted]
 
 
-def _nothing(line: str) -> None:
-    """Show no line."""
-
-
 def export(arguments: argparse.Namespace) -> None:
     """Run the ``export`` command."""
     path = arguments.model
-    custom.check_model(path, path)
-    model = custom.load_model(path, path, "export", "keras_mp.export")
+    model = model_files.load(path, path, "export", "keras_mp.export")
     try:
         done = export_model(
             model,
@@ -121,9 +125,7 @@ def export(arguments: argparse.Namespace) -> None:
 def lint(arguments: argparse.Namespace) -> int:
     """Run the ``lint`` command; return its exit code."""
     path = arguments.model
-    custom.check_model(path, path)
-    load = load_model if holds_ours(path) else keras.saving.load_model
-    model = custom.load_model(path, path, "check it", "keras_mp.lint", load)
+    model = model_files.load(path, path, "check it", "keras_mp.lint", _load_as_saved)
     try:
         findings = lint_model(model, arguments.batch_size)
     except ValueError as error:
@@ -139,9 +141,14 @@ def lint(arguments: argparse.Namespace) -> int:
     return int(any(finding.severity != "note" for finding in findings))
 
 
+def _load_as_saved(path: str) -> keras.Model:
+    """Load a model as `keras_mp.load_model` does if it was made with keras_mp."""
+    return load_model(path) if holds_ours(path) else keras.saving.load_model(path)
+
+
 def _job(arguments: argparse.Namespace) -> Job:
-    """The job that was asked for, its files checked."""
-    names = ("epochs", "batch_size", "learning_rate", "seed", "replicas", "workers")
+    """Return the job that the options describe, after a check of its files."""
+    names = ("learning_rate", "seed", "replicas", "workers")
     options = {name: getattr(arguments, name) for name in names}
     if arguments.replicas > 1 and arguments.workers > 1:
         raise explain(
@@ -160,21 +167,27 @@ def _job(arguments: argparse.Namespace) -> Job:
                 "both",
                 "leave out --task",
             )
-        job = Job("custom", **options, **own, **compiled)
+        options |= own | compiled
+    else:
+        for name, value in compiled.items():
+            if value:
+                raise explain(
+                    f"--{name} {value}",
+                    "a model of your own",
+                    "a built-in task, which has its own",
+                    f"leave out --{name}, or add --model and --data",
+                )
+    name = "custom" if any(own.values()) else arguments.task or "digits"
+    task = worker.TASKS[name]
+    epochs = arguments.epochs or task.epochs
+    job = Job(name, epochs, arguments.batch_size or task.batch_size, **options)
+    if name == "custom":
         custom.check_files(job)
-        return job
-    for name, value in compiled.items():
-        if value:
-            raise explain(
-                f"--{name} {value}",
-                "a model of your own",
-                "a built-in task, which has its own",
-                f"leave out --{name}, or add --model and --data",
-            )
-    return Job(arguments.task or "digits", **options)
+    return job
 
 
 def _need(module: str, why: str) -> None:
+    """Raise UserError if ``module`` is not installed."""
     if importlib.util.find_spec(module) is None:
         package = {"sklearn": "scikit-learn"}.get(module, module)
         raise explain(

@@ -1,22 +1,25 @@
-"""Other processes: their errors kept in a file, and shown if they end too soon."""
+"""Child processes, whose errors are kept in a file and shown if they end too soon."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
 from keras_mp import terminal
 
-# Seconds. A collective that waits for a lost peer waits for ever; the longest that a
-# process took otherwise is 19 minutes on two cores, most of them XLA's and JAX's.
+# Seconds after which `alone` gives up: a collective that waits for a lost peer never
+# ends. The longest measurement took 19 minutes on two cores, most of it compilation.
 DEADLINE = 3600
+
+Result = TypeVar("Result")
 
 
 class ChildError(Exception):
@@ -28,14 +31,14 @@ class Child:
     """A process, as its parent sees it."""
 
     name: str
-    process: multiprocessing.Process
+    process: multiprocessing.process.BaseProcess
     connection: Connection
     log: str
 
     def end(self) -> None:
-        """Make sure that it is gone, once its connection is closed."""
+        """End the process if closing its connection has not ended it."""
         self.process.join(0.5)
-        self.process.kill()  # TensorFlow's server catches SIGTERM
+        self.process.kill()  # SIGKILL, because TensorFlow's server catches SIGTERM
         self.process.join()
 
     def error(self) -> ChildError:
@@ -52,29 +55,38 @@ class Child:
         )
 
 
-def start(name: str, folder: str, target: Callable, *arguments, variables=()) -> Child:
+def start(
+    name: str,
+    folder: str,
+    target: Callable[..., object],
+    *arguments: Any,
+    variables: Mapping[str, str] | None = None,
+) -> Child:
     """Start ``target(connection, *arguments)`` in a process of its own.
 
     Args:
-        name: What messages call it.
-        folder: Where what it writes to stderr is kept.
-        target: A function of a module; it gets its end of a pipe first.
-        *arguments: What can be pickled.
-        variables: Of its environment, beside those of this process, as a dict.
+        name: The name of the process in messages.
+        folder: The folder for a file with what it writes to stderr.
+        target: A function of a module; its first argument is its end of a pipe.
+        *arguments: Further arguments, which can be pickled.
+        variables: Environment variables to add to those of this process.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(theirs, *arguments))
     log = os.path.join(folder, name)
-    with _as_for_child(log, dict(variables)):
+    with _inheritance(log, variables or {}):
         process.start()
     theirs.close()
     return Child(name, process, ours, log)
 
 
 @contextlib.contextmanager
-def _as_for_child(log: str, variables: dict[str, str]) -> Iterator[None]:
-    """What a child inherits: no Ctrl-C (its parent ends it), stderr in a file."""
+def _inheritance(log: str, variables: Mapping[str, str]) -> Iterator[None]:
+    """Set what a child inherits: Ctrl-C is ignored, and stderr goes to a file.
+
+    Ctrl-C ends the parent, which ends the child.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     before = dict(os.environ)
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -88,16 +100,16 @@ def _as_for_child(log: str, variables: dict[str, str]) -> Iterator[None]:
         signal.signal(signal.SIGINT, interrupt)
 
 
-def alone(function: Callable, *arguments):
-    """Return what ``function(*arguments)`` returns in a process of its own.
+def alone(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call ``function(*arguments)`` in a process of its own and return its result.
 
     Raises:
         TimeoutError: It took longer than ``DEADLINE`` seconds.
-        ChildError: It failed; the error has the last lines that it wrote.
+        ChildError: It failed; the message has the last lines that it wrote.
     """
     name = f"{function.__name__}{arguments}"
     with tempfile.TemporaryDirectory(prefix="keras_mp_") as folder:
-        # PyTorch's threads would spin where they wait for each other, and slow others.
+        # PyTorch's threads would keep the cores busy while they wait for each other.
         passive = {"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ)
         child = start(
             "a measurement", folder, _send, function, arguments, variables=passive
@@ -113,12 +125,14 @@ def alone(function: Callable, *arguments):
             child.end()
 
 
-def _send(connection, function, arguments):
+def _send(
+    connection: Connection, function: Callable[..., object], arguments: tuple[Any, ...]
+) -> None:
     connection.send(function(*arguments))
 
 
 def free_addresses(count: int) -> list[str]:
-    """Different addresses on this machine that nobody listens at just now."""
+    """Return different addresses of this machine whose ports are free now."""
     with contextlib.ExitStack() as stack:
         servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
         names = [stack.enter_context(server).getsockname() for server in servers]

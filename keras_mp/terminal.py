@@ -1,4 +1,4 @@
-"""What commands print: lines, progress bars, and nothing of TensorFlow's start."""
+"""What commands print: lines and progress bars, without TensorFlow's start-up lines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
-# What TensorFlow says as it starts: notices and warnings, and three lines at the level
-# of errors that a machine without a GPU, or with one, has in any case.
+# The lines that TensorFlow prints when it starts: notices, warnings, and three lines at
+# the level of errors, which appear on machines where nothing is wrong.
 _STARTUP = re.compile(
     r"WARNING: All log messages before absl::InitializeLog"
     r"|[IW]\d{4} |\d{4}-\d\d-\d\d \S+ [IW] "
@@ -22,32 +22,32 @@ _STARTUP = re.compile(
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used; the message says how to mend it."""
+    """What the user gave cannot be used; the message says what to do."""
 
 
 def explain(called: str, needs: str, got: str, do: str) -> UserError:
-    """The error for an option that was called with what it cannot work with."""
+    """Return the error for an option with a value that it cannot use."""
     return UserError(
         f"{called}\n  it needs:   {needs}\n  it got:     {got}\n  what to do: {do}"
     )
 
 
 def show(line: str) -> None:
-    """Print at once, also into a pipe."""
+    """Print a line at once, also into a pipe."""
     print(line, flush=True)
 
 
 def fail(code: int, command: str, message: object) -> int:
-    """Say on stderr why a command ended, and return its exit code."""
+    """Print to stderr why a command ended, and return its exit code."""
     print(f"\n{command}: {message}", file=sys.stderr)
     return code
 
 
 def output_folder(path: str) -> pathlib.Path:
-    """Make the folder that ``--output`` names, if need be, and see that it takes files.
+    """Make the folder that ``--output`` names, and check that it can be written to.
 
     Raises:
-        UserError: It does not.
+        UserError: It cannot.
     """
     folder = pathlib.Path(path)
     try:
@@ -67,7 +67,7 @@ def output_folder(path: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def stderr_in(descriptor: int) -> Iterator[None]:
-    """Have what this process and its libraries write to stderr go to a file instead."""
+    """Redirect what this process and its libraries write to stderr to a file."""
     sys.stderr.flush()
     saved = os.dup(2)
     os.dup2(descriptor, 2)
@@ -81,9 +81,9 @@ def stderr_in(descriptor: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
-    """Leave out the lines that TensorFlow prints as it starts inside the block.
+    """Hide the lines that TensorFlow prints when it starts inside the block.
 
-    Later ones are left out by level, so that errors still show.
+    After the block TensorFlow's notices and warnings are hidden; errors are shown.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with tempfile.TemporaryFile("w+", errors="replace") as file:
@@ -99,9 +99,9 @@ def quiet_start() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(total: int, doing: str) -> Iterator[Callable[[], None]]:
-    """Show how far long work is: a bar in a terminal, nothing in a file.
+    """Show the progress of long work: as a bar in a terminal, not at all in a file.
 
-    Lines that are printed meanwhile stay, above the bar.
+    Lines that are printed meanwhile appear above the bar.
 
     Args:
         total: How many parts the work has.

@@ -1,7 +1,6 @@
 """Float32 and mixed precision side by side: tasks, processes, reports."""
 
 import contextlib
-import dataclasses
 import json
 import multiprocessing
 import operator
@@ -103,7 +102,8 @@ RUNS = [
 
 def comparison(runs, wide=(), spread=0.0, native=("mixed_bfloat16",)):
     task = tasks.Task("a task", 2, 4, None, None, wider=4, spread=spread)
-    return report.Comparison(tasks.Job(), task, "Why.", native, runs, list(wide))
+    job = tasks.Job("digits", 2, 4)
+    return report.Comparison(job, task, "Why.", native, runs, list(wide))
 
 
 def test_rows_hold_the_comparison():
@@ -189,8 +189,8 @@ def test_a_run_of_one_step_has_no_time():
 
 
 def test_the_scale_moves_and_skipped_steps_are_seen_to_change_nothing():
-    job = tasks.with_defaults(tasks.Job(), tasks.DIGITS)
-    job = tasks.with_steps(dataclasses.replace(job, steps=40), tasks.DIGITS, 0, 0)
+    job = tasks.Job("digits", 12, 128, steps=40)
+    job = tasks.with_steps(job, tasks.DIGITS, 0, 0)
     assert job.growth_interval == 12 * 40 // tasks.GROWTHS
     assert tasks.loss_scaling(job, "mixed_float16").growth_interval == 60
     assert tasks.loss_scaling(job, "mixed_bfloat16") is None
@@ -238,7 +238,7 @@ def test_bfloat16_is_not_asked_of_a_onednn_that_may_not(
 
 @pytest.mark.parametrize("task", [tasks.DIGITS, tasks.TEXT])
 def test_built_in_tasks_are_sound(task):
-    job = tasks.with_defaults(tasks.Job(seed=3), task)
+    job = tasks.Job("the task", task.epochs, task.batch_size, seed=3)
     data = task.load(job)
     assert len(data.x) == len(data.y) > 1000 and len(data.x_val) == len(data.y_val)
     assert np.array_equal(data.x, task.load(job).x)
@@ -249,21 +249,21 @@ def test_built_in_tasks_are_sound(task):
 
 
 def test_text_targets_are_the_next_characters():
-    data = tasks.load_text(tasks.Job())
+    data = tasks.load_text(tasks.Job("text", 1, 32))
     assert np.array_equal(data.x[:, 1:], data.y[:, :-1])
 
 
 @pytest.mark.parametrize("kind", ["replicas", "workers"])
 def test_batches_divide_by_the_replicas_or_workers(kind):
     data = tasks.Data(np.zeros(9), np.zeros(9), np.zeros(5), np.zeros(5))
-    fitted, size = tasks.fit_batches(data, tasks.Job(batch_size=16, **{kind: 2}))
+    fitted, size = tasks.fit_batches(data, tasks.Job("digits", 1, 16, **{kind: 2}))
     assert size == 8 and len(fitted.x_val) == 4
     assert fitted.notes == [
         "batch size 8 instead of 16",
         "4 of the 5 validation samples used",
     ]
     with pytest.raises(terminal.UserError, match=f"fewer {kind}"):
-        tasks.fit_batches(data, tasks.Job(batch_size=1, **{kind: 2}))
+        tasks.fit_batches(data, tasks.Job("digits", 1, 1, **{kind: 2}))
 
 
 def test_batches_are_shuffled_alike_for_a_seed():
@@ -281,7 +281,7 @@ def test_batches_are_shuffled_alike_for_a_seed():
 
 
 def load_own(tmp_path, **options):
-    job = tasks.Job("custom", data=save_data(tmp_path / "d.npz"), **options)
+    job = tasks.Job("custom", 5, 32, data=save_data(tmp_path / "d.npz"), **options)
     return job, custom.load_data(job)
 
 
@@ -321,7 +321,7 @@ def test_own_models_that_cannot_be_trained(
 ):
     model = save_model(tmp_path / "m.keras", compiled=compiled)
     data = save_data(tmp_path / "d.npz", features=features)
-    job = tasks.Job("custom", model=model, data=data, **options)
+    job = tasks.Job("custom", 5, 32, model=model, data=data, **options)
     with pytest.raises(terminal.UserError, match=expected):
         custom.build(job, "float32", custom.load_data(job))
 
@@ -381,7 +381,7 @@ def test_workers_train_as_one_process_does(files, capfd):
     written = json.loads(path.read_text())
     assert written["options"]["workers"] == 2
     float32, mixed = written["runs"].values()
-    job = tasks.Job("custom", epochs=2, batch_size=8, model=files[1], data=files[3])
+    job = tasks.Job("custom", 2, 8, model=files[1], data=files[3])
     (one,) = runner.compare(job, ["float32"], print)
     # Sums are in another order; float16 rounds at 2**-11.
     for run, tolerance in ((float32, 1e-5), (mixed, 0.01)):

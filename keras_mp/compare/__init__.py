@@ -2,7 +2,8 @@
 
 ``tasks``   the built-in data sets and models (digits, text)
 ``custom``  the user's own ``.keras`` model and ``.npz`` data
-``worker``  one precision, in a process of its own
-``runner``  the processes, an epoch of one and an epoch of the other in turn
-``report``  the table, the picture and the JSON file
+``worker``  trains in one precision, in a process of its own
+``runner``  the processes, each of which trains an epoch in turn
+``report``  the table, the sentences and the JSON file
+``picture`` the losses and the loss scale, drawn
 """

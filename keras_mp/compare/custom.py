@@ -1,26 +1,28 @@
-"""The user's own model (``.keras``) and data (``.npz``), checked and explained."""
+"""The user's own model (``.keras``) and data (``.npz``): checked, errors explained."""
 
 from __future__ import annotations
 
 import os
-import re
-import warnings
 import zipfile
+from typing import Any
 
 import keras
 import numpy as np
 
 import keras_mp
-import keras_mp.api  # Keras knows what a file holds once it is imported
+from keras_mp import model_files
 from keras_mp.compare.tasks import Data, Job, Task, loss_scaling
 from keras_mp.terminal import UserError, explain
 
 SAVE_DATA = 'write it with np.savez("data.npz", x=x, y=y)'
-SAVE_MODEL = 'write it with model.save("model.keras")'
 
 
 def check_files(job: Job) -> None:
-    """Refuse, before any process starts, files that could not be trained with."""
+    """Check the model and data files before any process starts.
+
+    Raises:
+        UserError: They cannot be trained with.
+    """
     if not (job.model and job.data):
         given, missing = ("--model", "--data") if job.model else ("--data", "--model")
         raise explain(
@@ -29,30 +31,20 @@ def check_files(job: Job) -> None:
             f"only {given} {job.model or job.data}",
             f"add {missing}, or leave out both to train a built-in task",
         )
-    check_model(job.model, f"--model {job.model}")
+    model_files.check(job.model, f"--model {job.model}")
     load_data(job)
 
 
-def check_model(path: str, called: str) -> None:
-    """Refuse a path that holds no ``.keras`` file; ``called`` is what was typed."""
-    if not os.path.isfile(path):
-        raise explain(called, "a .keras file", "no such file", "check the path")
-    if not path.endswith(".keras") or not zipfile.is_zipfile(path):
-        raise explain(
-            called,
-            "a model in Keras 3's .keras format",
-            "a file that is not in this format",
-            SAVE_MODEL,
-        )
-
-
 def load_data(job: Job) -> Data:
-    """The arrays of the ``.npz`` file, checked; floats become float32.
+    """Return the checked arrays of the ``.npz`` file; floats become float32.
 
     Without x_val and y_val the last 20 % of the samples are for validation.
+
+    Raises:
+        UserError: The file cannot be read, or its arrays cannot be trained on.
     """
     called = f"--data {job.data}"
-    arrays = _read(job.data, called)
+    arrays = _read(str(job.data), called)
     for name, array in arrays.items():
         _check_array(called, name, array)
     for first, second in (("x", "y"), ("x_val", "y_val")):
@@ -134,7 +126,9 @@ def _check_array(called: str, name: str, array: np.ndarray) -> None:
         )
 
 
-def _check_pair(called: str, first: str, second: str, arrays: dict) -> None:
+def _check_pair(
+    called: str, first: str, second: str, arrays: dict[str, np.ndarray]
+) -> None:
     lengths = len(arrays[first]), len(arrays[second])
     if lengths[0] != lengths[1]:
         raise explain(
@@ -149,9 +143,13 @@ def _check_pair(called: str, first: str, second: str, arrays: dict) -> None:
 
 
 def build(job: Job, policy: str, data: Data) -> keras.Model:
-    """The model of the file, its weights as saved, compiled under the policy."""
+    """Return the model of the file, with its weights, compiled under the policy.
+
+    Raises:
+        UserError: It cannot be loaded, compiled or evaluated on the data.
+    """
     called = f"--model {job.model}"
-    model = load_model(job.model, called, "compare", "keras_mp.compile")
+    model = model_files.load(str(job.model), called, "compare", "keras_mp.compile")
     arguments = _compile_arguments(model, job)
     scaling = loss_scaling(job, policy)
     keras_mp.compile(model, policy=policy, scaling=scaling, **arguments)
@@ -162,32 +160,14 @@ def build(job: Job, policy: str, data: Data) -> keras.Model:
             f"{called} --data {job.data}",
             "x and y of the shapes that the model and its loss take: "
             f"input {_shape(model, 'input')}, output {_shape(model, 'output')}",
-            f"x {data.x.shape}, y {data.y.shape}: {_short(error)}",
+            f"x {data.x.shape}, y {data.y.shape}: {model_files.on_one_line(error)}",
             "reshape the arrays, or choose another --loss",
         ) from None
     return model
 
 
-def load_model(
-    path: str, called: str, doing: str, using: str, load=keras.saving.load_model
-) -> keras.Model:
-    """The model of the file, loaded by ``load``; its warnings are left aside."""
-    try:
-        with warnings.catch_warnings():  # of the optimizer's state
-            warnings.simplefilter("ignore")
-            return load(path)
-    except Exception as error:
-        raise explain(
-            called,
-            "a model that Keras can load by itself",
-            _short(error),
-            f"save it again with this version of Keras; for custom layers, {doing} in "
-            f"a script of your own, with {using}",
-        ) from None
-
-
-def _compile_arguments(model: keras.Model, job: Job) -> dict:
-    """What to compile with: the file's own arguments, the command line's first."""
+def _compile_arguments(model: keras.Model, job: Job) -> dict[str, Any]:
+    """Return what to compile with: the command line's options, else what was saved."""
     config = model.get_compile_config() if model.compiled else None
     saved = keras.saving.deserialize_keras_object(config) if config else {}
     arguments = {
@@ -197,12 +177,12 @@ def _compile_arguments(model: keras.Model, job: Job) -> dict:
     }
     if job.loss or "loss" not in arguments:
         arguments["loss"] = _loss(job)
-        arguments.setdefault("metrics", _metrics(job.loss))
+        arguments.setdefault("metrics", _metrics(job.loss or ""))
     arguments["optimizer"] = _optimizer(job, arguments.get("optimizer", "adam"))
     return arguments
 
 
-def _loss(job: Job):
+def _loss(job: Job) -> Any:
     if not job.loss:
         raise explain(
             f"--model {job.model}",
@@ -225,8 +205,8 @@ def _metrics(loss: str) -> list[str]:
     return ["accuracy"] if "crossentropy" in loss.lower() else []
 
 
-def _optimizer(job: Job, saved) -> keras.optimizers.Optimizer:
-    """A fresh optimizer, without a loss scale around it."""
+def _optimizer(job: Job, saved: Any) -> keras.optimizers.Optimizer:
+    """Return a new optimizer without loss scaling."""
     try:
         optimizer = keras.optimizers.get(job.optimizer or saved)
     except ValueError:
@@ -243,14 +223,8 @@ def _optimizer(job: Job, saved) -> keras.optimizers.Optimizer:
     return type(optimizer).from_config(config)
 
 
-def _shape(model: keras.Model, which: str):
+def _shape(model: keras.Model, which: str) -> Any:
     return getattr(model, f"{which}_shape", "unknown")  # unknown before the first call
-
-
-def _short(error: Exception) -> str:
-    """The error on one line, without Keras's escape codes for bold."""
-    text = re.sub(r"\x1b\[\d+m", "", str(error))
-    return f"{type(error).__name__}: {' '.join(text.split())[:300]}"
 
 
 CUSTOM = Task("own model", 5, 32, load_data, build)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from keras_mp.compare.report import Comparison
 from keras_mp.compare.runner import Run
 
-# By the order of the runs: colours that the colour-blind tell apart (Okabe and Ito,
-# "Color Universal Design", 2008), lines and points that remain in print.
+# Colour, line and marker of each run in turn: colours that the colour-blind can tell
+# apart (Okabe and Ito, "Color Universal Design", 2008), and lines and markers that
+# differ in a black and white print too.
 STYLES = (("#000000", "-", "o"), ("#0072B2", "--", "s"), ("#D55E00", ":", "^"))
 
 
@@ -50,12 +52,12 @@ def write(comparison: Comparison, path: pathlib.Path) -> None:
 
 
 def _loss_axis(runs: list[Run]) -> str:
-    """Logarithmic if the losses are positive and span more than a factor of ten."""
+    """Return "log" if all losses are positive and span more than a factor of ten."""
     losses = [loss for run in runs for loss in run.series("losses") if loss is not None]
     return "log" if losses and 0 < 10 * min(losses) < max(losses) else "linear"
 
 
-def _draw_loss(axes, run: Run, colour: str, line: str, marker: str) -> None:
+def _draw_loss(axes: Any, run: Run, colour: str, line: str, marker: str) -> None:
     losses = np.array(run.series("losses"), dtype=float)
     steps = np.arange(1, len(losses) + 1)
     axes.plot(steps, losses, color=colour, alpha=0.35, linewidth=0.8)
@@ -74,20 +76,20 @@ def _draw_loss(axes, run: Run, colour: str, line: str, marker: str) -> None:
     )
 
 
-def _draw_scale(axes, run: Run, colour: str) -> None:
+def _draw_scale(axes: Any, run: Run, colour: str) -> None:
     scales = np.array(run.series("scales"), dtype=float)
     steps = np.arange(1, len(scales) + 1)
     axes.step(steps, scales, where="post", color=colour, linewidth=1.6)
     axes.set_yscale("log", base=2)
     axes.margins(y=0.2)
     axes.set_ylabel(f"loss scale,\n{run.policy}")
+    # A step is skipped because of the scale before it, which was too large.
     skipped = steps[np.array(run.series("skips"), dtype=bool)]
+    too_large = np.insert(scales, 0, scales[0])[skipped - 1]
     if len(skipped):
         axes.plot(
             skipped,
-            np.insert(scales, 0, scales[0])[
-                skipped - 1
-            ],  # the scale that was too large
+            too_large,
             "x",
             color="black",
             markersize=7,

@@ -1,4 +1,4 @@
-"""What remains of a comparison: the table, sentences, the JSON file and the picture."""
+"""The report of a comparison: the table, the sentences and the JSON file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 import json
 import pathlib
 import platform
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,20 +19,22 @@ from keras_mp.compare.tasks import Job, Task
 
 MIB = 2**20
 EMULATED = "emulated"
+# Options whose values depend on the data.
+_RESOLVED = ("epochs", "batch_size", "growth_interval")
 
 
 @dataclasses.dataclass
 class Comparison:
-    """Everything that is reported.
+    """All that is reported.
 
     Attributes:
-        job: the options.
-        task: the kind of work.
-        reason: what this machine is fast in, and why.
-        native: the mixed policies that it computes in hardware.
-        runs: float32's first.
-        wide: runs of the task's wide network, float32's first, for their times; empty
-            where there is none or nothing is native.
+        job: The options.
+        task: What was trained.
+        reason: Which precision this machine is fast in, and why.
+        native: The mixed policies whose dtype it has hardware for.
+        runs: The results of each policy, float32 first.
+        wide: Results of the task's wide network, for their times; empty if the task has
+            none or no mixed policy is native.
     """
 
     job: Job
@@ -41,7 +45,7 @@ class Comparison:
     wide: list[Run] = dataclasses.field(default_factory=list)
 
     def times(self, run: Run) -> tuple[float | None, float | None]:
-        """Milliseconds per step and speed-up of a precision; None if it is emulated."""
+        """Return ms per step and speed-up of a run; None for both if it is emulated."""
         runs = self.wide or self.runs
         timed = next((each for each in runs if each.policy == run.policy), None)
         if timed is None or self.is_emulated(run):
@@ -51,12 +55,12 @@ class Comparison:
         return time and time * 1000, speed_up
 
     def is_emulated(self, run: Run) -> bool:
-        """Whether the machine has no hardware for the run's precision."""
+        """Return whether the machine has no hardware for the run's precision."""
         return run.policy not in (BASELINE, *self.native)
 
 
-def rows(comparison: Comparison) -> list[dict]:
-    """The table's numbers, one row for each run; None where there is no number.
+def rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return the table's numbers, a row for each run; None where there is no number.
 
     Times are in milliseconds, memory in MiB.
     """
@@ -65,14 +69,16 @@ def rows(comparison: Comparison) -> list[dict]:
     table = []
     for run in runs:
         last, value = run.epochs[-1], _validation(run)
-        known = run is not runs[0] and None not in (first, value)
+        difference = None
+        if run is not runs[0] and first is not None and value is not None:
+            difference = value - first
         ms_per_step, speed_up = comparison.times(run)
         table.append(
             {
                 "policy": run.policy,
                 "metric": run.metric,
                 "validation": value,
-                "difference": value - first if known else None,
+                "difference": difference,
                 "emulated": comparison.is_emulated(run),
                 "ms_per_step": ms_per_step,
                 "speed_up": speed_up,
@@ -117,7 +123,7 @@ def table(comparison: Comparison) -> str:
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """What the comparison has shown, a sentence each."""
+    """Return what the comparison has shown, in sentences."""
     return [
         *_on_times(comparison),
         *_on_results(comparison),
@@ -126,7 +132,7 @@ def sentences(comparison: Comparison) -> list[str]:
     ]
 
 
-def _on_times(comparison):
+def _on_times(comparison: Comparison) -> Iterator[str]:
     if comparison.wide:
         wide, runs = comparison.wide[0].ready, comparison.runs
         yield (
@@ -136,7 +142,7 @@ def _on_times(comparison):
         )
 
 
-def _on_results(comparison):
+def _on_results(comparison: Comparison) -> Iterator[str]:
     found = [row for row in rows(comparison) if row["difference"] is not None]
     if not found:
         return
@@ -156,7 +162,7 @@ def _on_results(comparison):
         )
 
 
-def _on_skipped(comparison):
+def _on_skipped(comparison: Comparison) -> Iterator[str]:
     for run in comparison.runs:
         last = run.epochs[-1]
         if run.scale is None:
@@ -177,7 +183,7 @@ def _on_skipped(comparison):
         yield f"{text}."
 
 
-def _on_hardware(comparison):
+def _on_hardware(comparison: Comparison) -> Iterator[str]:
     yield comparison.reason
     table = rows(comparison)
     for row in table:
@@ -210,7 +216,7 @@ def write_json(comparison: Comparison, path: pathlib.Path) -> None:
         "notes": runs[0].ready["notes"],
         "parameters": runs[0].ready["parameters"],
         "options": dataclasses.asdict(comparison.job)
-        | {name: runs[0].ready[name] for name in ("epochs", "batch_size")},
+        | {name: runs[0].ready[name] for name in _RESOLVED},
         "versions": {
             "python": platform.python_version(),
             "tensorflow": tf.__version__,
@@ -226,7 +232,7 @@ def write_json(comparison: Comparison, path: pathlib.Path) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def _series(run: Run) -> dict:
+def _series(run: Run) -> dict[str, Any]:
     times = [run.step_time(epoch) for epoch in range(len(run.epochs))]
     return {
         "parameters": run.ready["parameters"],

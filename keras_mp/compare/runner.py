@@ -1,4 +1,4 @@
-"""Runs the precisions side by side, in processes of their own, in lockstep."""
+"""Trains the precisions side by side, each in its own process, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import dataclasses
 import multiprocessing.connection
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from keras_mp import hardware, processes
 from keras_mp.compare import worker
@@ -19,20 +20,20 @@ BASELINE = "float32"
 
 @dataclasses.dataclass
 class Run:
-    """What one precision did.
+    """The results of one precision.
 
     Attributes:
-        policy: its dtype policy.
-        ready: what its process said of itself before training.
-        epochs: the reports of ``worker.Lockstep``, one for each epoch.
+        policy: The name of its dtype policy.
+        ready: What its process reported before training.
+        epochs: The reports of ``worker.Lockstep``, one for each epoch.
     """
 
     policy: str
-    ready: dict
-    epochs: list[dict] = dataclasses.field(default_factory=list)
+    ready: dict[str, Any]
+    epochs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-    def series(self, name: str) -> list:
-        """One value for each step of the whole run."""
+    def series(self, name: str) -> list[Any]:
+        """Return one value for each step of the whole run."""
         return [value for report in self.epochs for value in report[name]]
 
     @property
@@ -51,34 +52,34 @@ class Run:
         return _or_none(statistics.fmean, self.epochs[epoch]["losses"])
 
     def step_time(self, epoch: int | None = None) -> float | None:
-        """Median seconds per step in an epoch, or in all; not the run's first step,
-        which compiles."""
+        """Return the median seconds per step, in an epoch or in all of them.
+
+        Without the first step of the run, in which the model is compiled.
+        """
         if epoch is None:
             return _or_none(statistics.median, self.series("seconds")[1:])
         return _or_none(statistics.median, self.epochs[epoch]["seconds"][epoch == 0 :])
 
-    def speed_ups(self, baseline: Run) -> list[float | None]:
-        """The baseline's time per step over this one's, epoch by epoch."""
-        return [self._speed_up(baseline, epoch) for epoch in range(len(self.epochs))]
-
     def speed_up(self, baseline: Run) -> float | None:
-        """The median of the epochs' speed-ups."""
-        return _or_none(statistics.median, self.speed_ups(baseline))
+        """Return the median over epochs of how many times as fast steps are."""
+        epochs = range(len(self.epochs))
+        times = [(baseline.step_time(each), self.step_time(each)) for each in epochs]
+        ratios = [above / below for above, below in times if above and below]
+        return _or_none(statistics.median, ratios)
 
-    def _speed_up(self, baseline, epoch):
-        above, below = baseline.step_time(epoch), self.step_time(epoch)
-        return above / below if above and below else None
 
-
-def _or_none(average: Callable, values: list) -> float | None:
-    values = [value for value in values if value is not None]
-    return average(values) if values else None
+def _or_none(
+    average: Callable[[list[float]], float], values: Sequence[float | None]
+) -> float | None:
+    """Return the average of the values that are not None; None if there are none."""
+    known = [value for value in values if value is not None]
+    return average(known) if known else None
 
 
 def compare(
     job: Job,
     policies: list[str],
-    show: Callable[[str], None],
+    show: Callable[[str], None] = lambda line: None,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Run]:
     """Train under each policy in turn, epoch by epoch.
@@ -86,8 +87,15 @@ def compare(
     Args:
         job: What to train.
         policies: The names of dtype policies.
-        show: Takes lines: what is trained, then one for each epoch.
-        advance: Is called after each epoch of each policy.
+        show: Called with each line: what is trained, then the results of each epoch.
+        advance: Called after each epoch of each policy.
+
+    Returns:
+        A `Run` for each policy.
+
+    Raises:
+        UserError: What the user gave cannot be used.
+        processes.ChildError: A process ended too soon.
     """
     addresses = processes.free_addresses(len(policies) * job.workers)
     with tempfile.TemporaryDirectory(prefix="keras_mp_") as folder:
@@ -114,7 +122,7 @@ def compare(
 
 @dataclasses.dataclass
 class Team:
-    """The processes of one precision: the workers, of which most runs have one."""
+    """The processes of one precision; more than one only with ``--workers``."""
 
     policy: str
     children: list[processes.Child]
@@ -125,40 +133,52 @@ class Team:
             with contextlib.suppress(BrokenPipeError):  # then wait() says what happened
                 child.connection.send("go")
 
-    def wait(self, kind: str) -> dict:
-        """The content of worker 0's next message, once all sent one, of this kind."""
-        contents = {}
-        waiting = {child.connection: child for child in self.children}
-        while waiting:
-            for connection in multiprocessing.connection.wait(list(waiting)):
-                child = waiting.pop(connection)
-                try:
-                    received, contents[child.name] = connection.recv()
-                except (EOFError, ConnectionResetError):
-                    raise self._ended(child) from None
-                if received == "refused":
-                    raise UserError(contents[child.name])
-                assert received == kind, (received, kind)
+    def wait(self, kind: str) -> dict[str, Any]:
+        """Wait for a message of every worker; return the content of the first one's.
+
+        Args:
+            kind: The kind of message to expect.
+        """
+        contents: dict[str, Any] = {}
+        while len(contents) < len(self.children):
+            waiting = [each for each in self.children if each.name not in contents]
+            ready = multiprocessing.connection.wait([c.connection for c in waiting])
+            for child in waiting:
+                if child.connection in ready:
+                    contents[child.name] = self._receive(child, kind)
         return contents[self.children[0].name]
+
+    def _receive(self, child: processes.Child, kind: str) -> Any:
+        try:
+            received, content = child.connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._ended(child) from None
+        if received == "refused":
+            raise UserError(content)
+        assert received == kind, (received, kind)
+        return content
 
     def _ended(self, child: processes.Child) -> processes.ChildError:
         child.process.join(10)
-        # Peers of one that was killed fail: they are not the ones to tell of.
-        ended = [each for each in self.children if each.process.exitcode is not None]
-        child = min(ended, key=lambda each: each.process.exitcode, default=child)
+        # If one was killed, the others fail after it: the killed one is to be reported.
+        codes = {each.name: each.process.exitcode for each in self.children}
+        ended = [each for each in self.children if codes[each.name] is not None]
+        child = min(ended, key=lambda each: codes[each.name] or 0, default=child)
         return child.error()
 
 
 @contextlib.contextmanager
 def _team(job: Job, policy: str, addresses: list[str], folder: str) -> Iterator[Team]:
-    """Processes that train under the policy, one an address, ended on the way out."""
+    """Start the processes that train under the policy, and end them after the block."""
     children, variables = [], variables_of(policy)
     try:
         for index in range(job.workers):
             name = f"worker {index} of " * (job.workers > 1) + f"the {policy} run"
-            place = (job, policy, addresses, index)
+            arguments = (job, policy, addresses, index)
             children.append(
-                processes.start(name, folder, worker.main, *place, variables=variables)
+                processes.start(
+                    name, folder, worker.main, *arguments, variables=variables
+                )
             )
         yield Team(policy, children)
     finally:
@@ -169,10 +189,10 @@ def _team(job: Job, policy: str, addresses: list[str], folder: str) -> Iterator[
 
 
 def variables_of(policy: str) -> dict[str, str]:
-    """What the environment of a run needs beside this process's.
+    """Return the environment variables of a run that this process does not have.
 
-    TensorFlow asks the processor whether oneDNN can compute in bfloat16. Where oneDNN
-    is told not to, it fails; TensorFlow's own kernels do not.
+    TensorFlow asks the processor whether oneDNN can compute in bfloat16. If
+    ``ONEDNN_MAX_CPU_ISA`` forbids it, oneDNN fails; TensorFlow's own kernels do not.
     """
     hidden = hardware.cpu_flags() & hardware.hidden_cpu_flags()
     emulated = policy not in hardware.native_policies() and policy != BASELINE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,9 +14,9 @@ import keras_mp
 from keras_mp.scaling import DynamicLossScale
 from keras_mp.terminal import explain
 
-# How often the loss scale could grow in a float16 run. Each time it doubles: after some
-# it overflows, comes back and grows again. In long training it grows each 2,000 steps;
-# in a few steps it is left nearly alone, since each skipped one would show.
+# A float16 run lets its loss scale grow this often, so that a short run shows it grow,
+# overflow and fall back; but at most once in 4 steps, because many skipped steps would
+# change the result. By default a scale grows every 2,000 steps.
 GROWTHS, LEAST_INTERVAL = 8, 4
 
 TEXT_LENGTH = 64  # characters in one training sequence
@@ -24,15 +25,27 @@ TEXT_SAMPLES = 256  # sequences for validation
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One comparison, as all its processes are told about it.
+    """The options of one comparison, which all its processes get.
 
-    ``None`` stands for the task's own value. A ``wide`` network is for its time only:
-    so wide that the time goes into products.
+    Attributes:
+        task: Name of the task.
+        epochs: How many epochs to train.
+        batch_size: Samples in a batch.
+        learning_rate: None for the task's own, or that of the model's optimizer.
+        seed: Of all random numbers in training.
+        replicas: Replicas in one process.
+        workers: Processes of one replica each.
+        model, data: The user's files, if the task is "custom".
+        loss, optimizer: Names, to compile the user's model with; None for its own.
+        steps: Training steps in an epoch; None for the task's own number.
+        wide: Whether to train the task's wide network, which is made to be timed: its
+            steps spend most of their time in matrix products.
+        growth_interval: Finite steps after which the loss scale grows.
     """
 
-    task: str = "digits"
-    epochs: int | None = None
-    batch_size: int | None = None
+    task: str
+    epochs: int
+    batch_size: int
     learning_rate: float | None = None
     seed: int = 0
     replicas: int = 1
@@ -43,7 +56,7 @@ class Job:
     optimizer: str | None = None
     steps: int | None = None
     wide: bool = False
-    growth_interval: int | None = None
+    growth_interval: int = 2000
 
 
 @dataclasses.dataclass
@@ -62,10 +75,11 @@ class Task:
     """A kind of work: its defaults, its data and how its compiled model is built.
 
     Attributes:
-        steps: In an epoch; None for all the data.
-        wider: How many times as wide the ``wide`` network is; None if there is none.
-        spread: How far the validation metric moves by the seed alone, in float32: the
-            largest less the smallest of ten, of ``--seed 0`` to ``9``. None if unknown.
+        steps: Training steps in an epoch; None for all the data.
+        wider: How many times as wide the ``wide`` network is; 1 if there is none.
+        spread: By how much the validation metric varies with the seed, in float32: the
+            largest minus the smallest of ten runs, ``--seed 0`` to ``9``; None if
+            unknown.
     """
 
     title: str
@@ -74,37 +88,28 @@ class Task:
     load: Callable[[Job], Data]
     build: Callable[[Job, str, Data], keras.Model]
     steps: int | None = None
-    wider: int | None = None
+    wider: int = 1
     spread: float | None = None
 
 
-def with_defaults(job: Job, task: Task) -> Job:
-    """The job with the task's own number of epochs and batch size filled in."""
-    return dataclasses.replace(
-        job,
-        epochs=job.epochs or task.epochs,
-        batch_size=job.batch_size or task.batch_size,
-    )
-
-
 def with_steps(job: Job, task: Task, samples: int, batch_size: int) -> Job:
-    """The job with the steps of an epoch, and after how many the scale may grow."""
+    """Return the job with its steps per epoch and its growth interval filled in."""
     steps = job.steps or task.steps or samples // batch_size
     interval = max(LEAST_INTERVAL, job.epochs * steps // GROWTHS)
     return dataclasses.replace(job, steps=steps, growth_interval=interval)
 
 
 def loss_scaling(job: Job, policy: str) -> DynamicLossScale | None:
-    """The rule of a run in float16, whose scale moves within few steps."""
+    """Return the loss-scale rule of a float16 run; None for other policies."""
     if policy != "mixed_float16":
         return None
-    return DynamicLossScale(growth_interval=job.growth_interval or 2000)
+    return DynamicLossScale(growth_interval=job.growth_interval)
 
 
 def split(count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Shuffled indices for training and, the given fraction, for validation.
+    """Return shuffled indices for training and, a fraction of them, for validation.
 
-    The same for each seed: what a seed changes is how training goes.
+    They are the same for all of ``--seed``, which changes the training only.
     """
     order = np.random.default_rng(0).permutation(count)
     cut = count - max(1, round(count * fraction))
@@ -112,10 +117,13 @@ def split(count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit_batches(data: Data, job: Job) -> tuple[Data, int]:
-    """Data and batch size such that every batch divides by the replicas or workers.
+    """Return data and batch size that divide by the number of replicas or workers.
 
-    The training data is left whole (incomplete batches are dropped anyway); the
-    validation data loses what does not divide. What changed is in the notes.
+    The training data stays as it is, because training drops incomplete batches; the
+    validation data loses its last samples. The notes say what has changed.
+
+    Raises:
+        UserError: There are fewer samples in a batch than replicas or workers.
     """
     kind = "worker" if job.workers > 1 else "replica"
     parts = max(job.replicas, job.workers)
@@ -138,7 +146,7 @@ def fit_batches(data: Data, job: Job) -> tuple[Data, int]:
 
 
 def load_digits(job: Job) -> Data:
-    """1,797 handwritten digits, x (n, 8, 8, 1) in 0..1, y (n,) in 0..9."""
+    """Return handwritten digits: x (n, 8, 8, 1) from 0 to 1, y (n,) from 0 to 9."""
     from sklearn import datasets
 
     x, y = datasets.load_digits(return_X_y=True)
@@ -149,7 +157,7 @@ def load_digits(job: Job) -> Data:
 
 
 def build_digits(job: Job, policy: str, data: Data) -> keras.Model:
-    """A convolutional network; small, since 16 bits may be emulated."""
+    """Return a convolutional network; small, because 16 bits may be emulated."""
     narrow = 16 * (DIGITS.wider if job.wide else 1)
     with keras_mp.policy_scope(policy):
         inputs = hidden = keras.Input(data.x.shape[1:])
@@ -167,10 +175,10 @@ def build_digits(job: Job, policy: str, data: Data) -> keras.Model:
 
 
 def load_text(job: Job) -> Data:
-    """Python's own help texts, cut into sequences of characters.
+    """Return Python's own help texts, cut into sequences of characters.
 
-    x (n, TEXT_LENGTH) int32: the characters' numbers; y: the same, one further on.
-    The end of the text is for validation.
+    x (n, TEXT_LENGTH), int32, has the characters' numbers, and y the next character for
+    each of them. The end of the text is for validation.
     """
     from pydoc_data.topics import topics
 
@@ -192,17 +200,17 @@ def load_text(job: Job) -> Data:
 
 @keras.saving.register_keras_serializable(package="keras_mp.compare")
 class LearnedPosition(layers.Layer):
-    """Adds a learned vector for each place, (length, width), to (n, length, width)."""
+    """Adds a learned vector for each position to its input, (n, length, width)."""
 
-    def build(self, shape):
+    def build(self, shape: tuple[int, ...]) -> None:
         self.table = self.add_weight(shape=shape[1:], initializer="random_normal")
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         return x + self.table
 
 
 def build_text(job: Job, policy: str, data: Data) -> keras.Model:
-    """A causal transformer over characters, with a convolution before it."""
+    """Return a causal transformer over characters, with a convolution before it."""
     width, heads = 64 * (TEXT.wider if job.wide else 1), 4
     characters = int(max(data.x.max(), data.y.max(), data.y_val.max())) + 1
     with keras_mp.policy_scope(policy):

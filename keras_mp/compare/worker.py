@@ -1,4 +1,4 @@
-"""A child process: trains one precision, one epoch whenever it is told to.
+"""A child process that trains in one precision, an epoch each time it is told to.
 
 Messages to the parent are pairs (kind, content): "ready" once the model is built,
 "refused" with a message if what the user gave cannot be used, "epoch" after each
@@ -13,6 +13,8 @@ import hashlib
 import math
 import sys
 import time
+from multiprocessing.connection import Connection
+from typing import Any
 
 import keras
 import numpy as np
@@ -25,22 +27,38 @@ from keras_mp.compare import custom, tasks
 TASKS = {"digits": tasks.DIGITS, "text": tasks.TEXT, "custom": custom.CUSTOM}
 
 
-def main(connection, job: tasks.Job, policy: str, *place) -> None:
-    """Serve the parent at the other end of the connection until it closes it.
+def main(
+    connection: Connection,
+    job: tasks.Job,
+    policy: str,
+    addresses: list[str],
+    index: int,
+) -> None:
+    """Train as the parent at the other end of the connection says, until it closes it.
 
-    The place: the addresses of all workers, and which of them this one is.
+    Args:
+        connection: This end of the pipe.
+        job: What to train.
+        policy: The name of the dtype policy.
+        addresses: The addresses of all workers of the policy.
+        index: Which of them this process is.
     """
     with connection, contextlib.suppress(EOFError, BrokenPipeError):
         try:
-            _train(connection, job, policy, *claim_devices(job, *place))
+            _train(connection, job, policy, *claim_devices(job, addresses, index))
         except terminal.UserError as error:
             connection.send(("refused", str(error)))
 
 
-def _train(connection, job: tasks.Job, policy: str, device: str, strategy) -> None:
+def _train(
+    connection: Connection,
+    job: tasks.Job,
+    policy: str,
+    device: str,
+    strategy: tf.distribute.Strategy | None,
+) -> None:
     keras.utils.set_random_seed(job.seed)
     task = TASKS[job.task]
-    job = tasks.with_defaults(job, task)
     data, batch_size = tasks.fit_batches(task.load(job), job)
     job = tasks.with_steps(job, task, len(data.x), batch_size)
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -55,7 +73,7 @@ def _train(connection, job: tasks.Job, policy: str, device: str, strategy) -> No
         "growth_interval": job.growth_interval,
     }
     connection.send(("ready", ready))
-    callbacks = [Lockstep(connection)]
+    callbacks: list[keras.callbacks.Callback] = [Lockstep(connection)]
     if isinstance(model.optimizer, keras_mp.LossScaleOptimizer):
         callbacks.insert(0, keras_mp.callbacks.ScalerStats(frequency=1))
     model.fit(
@@ -72,10 +90,13 @@ def _train(connection, job: tasks.Job, policy: str, device: str, strategy) -> No
 def claim_devices(
     job: tasks.Job, addresses: list[str], index: int
 ) -> tuple[str, tf.distribute.Strategy | None]:
-    """Take the devices before TensorFlow starts; name them.
+    """Choose the devices before TensorFlow starts them.
 
-    Several replicas run on as many GPUs or, where there are fewer, on logical CPUs;
+    Several replicas run on as many GPUs or, if there are fewer, on logical CPUs;
     several workers, which are processes, on a GPU each or all on the CPU.
+
+    Returns:
+        The devices' name, and the strategy to train under or None.
     """
     replicas, workers = job.replicas, job.workers
     gpus = tf.config.list_physical_devices("GPU")
@@ -102,20 +123,23 @@ def claim_devices(
         cpu = tf.config.list_physical_devices("CPU")[0]
         parts = [tf.config.LogicalDeviceConfiguration() for _ in range(replicas)]
         tf.config.set_logical_device_configuration(cpu, parts)
-    places = [f"{kind}:{index}" for index in range(replicas)]
+    devices = [f"{kind}:{index}" for index in range(replicas)]
     title = f"{replicas} x {name}" if gpus else f"{replicas} logical CPUs of {name}"
-    return title, tf.distribute.MirroredStrategy(places)
+    return title, tf.distribute.MirroredStrategy(devices)
 
 
-def _gpu_name(gpu) -> str:
+def _gpu_name(gpu: Any) -> str:
     return tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
 
 
-def batches(x, y, size: int, seed: int | None = None) -> tf.data.Dataset:
-    """Batches of (x, y); with a seed, complete ones, reshuffled and without end.
+def batches(
+    x: np.ndarray, y: np.ndarray, size: int, seed: int | None = None
+) -> tf.data.Dataset:
+    """Return batches of (x, y).
 
-    TensorFlow's tuning of the pipeline is off: with it, the end of a dataset can be
-    waited for as long as the epoch took (its thread sleeps twice as long each time).
+    With a seed, all batches are complete and there is no end: each pass is in another
+    order. TensorFlow's tuning of the pipeline is off, because its thread may delay the
+    end of a dataset by as long as the epoch took.
     """
     with tf.device("CPU:0"):
         dataset = tf.data.Dataset.from_tensor_slices((x, y))
@@ -132,30 +156,31 @@ def batches(x, y, size: int, seed: int | None = None) -> tf.data.Dataset:
 
 
 class Lockstep(keras.callbacks.Callback):
-    """Waits for the parent before each epoch, and reports to it afterwards.
+    """Waits for the parent before each epoch, and reports to it after the epoch.
 
-    A report holds lists with one value for each step: the loss of its batch (None if
-    it is not finite), whether it was skipped, the seconds it took, the loss scale
-    (None without one). And counts since the start: steps skipped, those of them that
-    changed a weight or a variable of the optimizer, and how often the scale grew.
+    A report is a dict. Some of its values are lists with one value for each step: the
+    loss of its batch (None if it is not finite), whether it was skipped, the seconds it
+    took and the loss scale (None without one). Others are counts since the start: steps
+    skipped, those of them that changed a weight or a variable of the optimizer, and how
+    often the scale grew.
     """
 
-    def __init__(self, connection):
+    def __init__(self, connection: Connection) -> None:
         super().__init__()
         self.connection = connection
         self.skipped = self.changing = self.growths = 0
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.connection.recv()
         self.losses, self.skips, self.seconds, self.scales = [], [], [], []
 
-    def on_train_batch_begin(self, batch, logs=None):
-        # Keras reports an epoch's mean so far; after a reset, it is this step's loss.
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        # Keras reports a running mean; after a reset it is the loss of this step alone.
         self.model.reset_metrics()
         self.before = self._state()
         self.started = time.perf_counter()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.seconds.append(time.perf_counter() - self.started)
         skipped = logs.get("scaler_skipped", 0)
         self.skips.append(skipped > self.skipped)
@@ -166,10 +191,11 @@ class Lockstep(keras.callbacks.Callback):
         self.losses.append(finite(logs["loss"]))
         self.scales.append(finite(logs.get("scaler_scale")))
 
-    def _state(self):
-        """Digests of what a skipped step leaves as it is; none without loss scaling.
+    def _state(self) -> list[bytes]:
+        """Return digests of the variables that a skipped step must not change.
 
-        Copies would count in the memory that is reported.
+        They are none without loss scaling. Digests, because copies would add to the
+        memory that is reported.
         """
         optimizer = self.model.optimizer
         if not isinstance(optimizer, keras_mp.LossScaleOptimizer):
@@ -177,7 +203,7 @@ class Lockstep(keras.callbacks.Callback):
         variables = self.model.weights + optimizer.inner_optimizer.variables
         return [hashlib.sha256(np.array(v).tobytes()).digest() for v in variables]
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         validation = {
             name.removeprefix("val_"): finite(value)
             for name, value in logs.items()
@@ -196,21 +222,21 @@ class Lockstep(keras.callbacks.Callback):
         }
         self.connection.send(("epoch", report))
 
-    def on_train_end(self, logs=None):
-        # Winding up would take time from the other run's last epoch.
+    def on_train_end(self, logs: Any = None) -> None:
+        # Until the others are done: ending would slow down their last epoch.
         with contextlib.suppress(EOFError):
             self.connection.recv()
 
 
-def finite(value) -> float | None:
-    """The value as a float; None if it is missing, infinite or NaN."""
+def finite(value: Any) -> float | None:
+    """Return the value as a float; None if it is missing, infinite or NaN."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
 def peak_memory() -> int | None:
-    """The most bytes held so far: on the fullest GPU, else by this process.
+    """Return the peak memory so far in bytes: of the fullest GPU, else of this process.
 
-    Not ``ru_maxrss`` on Linux, because it starts from the parent's own peak there.
+    On Linux it is not ``ru_maxrss``, which starts from the peak of the parent there.
     """
     gpus = range(len(tf.config.list_logical_devices("GPU")))
     if gpus:
