@@ -7,9 +7,10 @@ import keras
 
 from keras_mp import dtypes, policies, private
 from keras_mp.layers.island import Island
+from keras_mp.saving import register
 
 
-@keras.saving.register_keras_serializable("keras_mp")
+@register
 class Float32(Island, keras.layers.Layer):
     """Runs a layer in float32 and hands its outputs back in the dtype around it.
 

@@ -7,9 +7,10 @@ Each is the Keras layer of the same name and takes its arguments and weights; it
 import keras
 
 from keras_mp.layers.island import Island
+from keras_mp.saving import register
 
 
-@keras.saving.register_keras_serializable("keras_mp")
+@register
 class Softmax(Island, keras.layers.Softmax):
     """`keras.layers.Softmax`, computed in float32.
 
@@ -24,7 +25,7 @@ class Softmax(Island, keras.layers.Softmax):
         return self.handed_back(super().call(inputs, mask=mask))
 
 
-@keras.saving.register_keras_serializable("keras_mp")
+@register
 class Activation(Island, keras.layers.Activation):
     """`keras.layers.Activation`, such as ``"softmax"``, computed in float32.
 
@@ -39,7 +40,7 @@ class Activation(Island, keras.layers.Activation):
         return self.handed_back(super().call(inputs))
 
 
-@keras.saving.register_keras_serializable("keras_mp")
+@register
 class LayerNormalization(Island, keras.layers.LayerNormalization):
     """`keras.layers.LayerNormalization`, in float32 from its input to its output.
 
@@ -57,7 +58,7 @@ class LayerNormalization(Island, keras.layers.LayerNormalization):
         return self.handed_back(super().call(inputs))
 
 
-@keras.saving.register_keras_serializable("keras_mp")
+@register
 class UnitNormalization(Island, keras.layers.UnitNormalization):
     """`keras.layers.UnitNormalization`, computed in float32.
 

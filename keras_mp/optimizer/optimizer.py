@@ -20,10 +20,11 @@ from keras_mp.optimizer.loop import Loop
 from keras_mp.optimizer.proxy import Proxy
 from keras_mp.optimizer.scaler import Scaler
 from keras_mp.optimizer.step import Step
+from keras_mp.saving import register
 from keras_mp.scaling import LossScale
 
 
-@keras.saving.register_keras_serializable("keras_mp")
+@register
 class LossScaleOptimizer(Proxy):
     """Scales the loss so that float16 gradients neither vanish nor overflow.
 

@@ -12,11 +12,9 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-import keras
 from keras import ops
 
 Choice = TypeVar("Choice")
-Rule = TypeVar("Rule", bound="type[LossScale]")
 
 
 class Verdict(NamedTuple):
@@ -197,8 +195,3 @@ def clipped_scale(scale: Any, minimum: float, maximum: float) -> float:
 def float32(value: Any) -> Any:
     """Return ``value`` as a float32 tensor, whatever Keras's ``floatx`` is."""
     return ops.cast(ops.convert_to_tensor(value, dtype="float32"), "float32")
-
-
-def register(cls: Rule) -> Rule:
-    """Register a rule so that Keras saves and loads it without custom objects."""
-    return keras.saving.register_keras_serializable("keras_mp")(cls)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_mp.saving import register
 from keras_mp.scaling import base
 
 
@@ -34,7 +35,7 @@ class DynamicState(NamedTuple):
     overflows_since_rescale: Any
 
 
-@base.register
+@register
 @dataclasses.dataclass(frozen=True)
 class DynamicLossScale(base.LossScale):
     """Grow the scale after a run of clean steps, shrink it after overflows.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_mp.saving import register
 from keras_mp.scaling import base
 
 #: Finite values of these dtypes are below 2 ** exponent.
@@ -41,7 +42,7 @@ class LogNormalState(NamedTuple):
     slow_mass: Any
 
 
-@base.register
+@register
 @dataclasses.dataclass(frozen=True)
 class LogNormalLossScale(base.LossScale):
     """Set the scale from running statistics of the largest gradient.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_mp.saving import register
 from keras_mp.scaling import base
 
 
@@ -21,7 +22,7 @@ class StaticState(NamedTuple):
     clean_steps: Any
 
 
-@base.register
+@register
 @dataclasses.dataclass(frozen=True)
 class StaticLossScale(base.LossScale):
     """Keep one scale for the whole run.
