@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable
 import keras
 
 from keras_mp import private
+from keras_mp.wrapping import wrap_once
 
 #: Looks are taken after the first step, after so many, and each time their number has
 #: doubled since. So a run of a million steps is looked at 16 times, not at each step,
 #: which would have the host wait for the device every time.
 _EARLY = 50
+
+_WATCHERS = "_keras_mp_watchers"
 
 
 def watch(
@@ -32,14 +35,13 @@ def watch(
         begin: Called as a ``fit`` begins. Returns ``look``, which yields what to warn
             of, and may read variables.
     """
-    if not hasattr(model.fit, "_keras_mp_watchers"):
-        model.fit = _watched(model, model.fit)
-    model.fit._keras_mp_watchers[name] = begin
+    watchers = vars(model).setdefault(_WATCHERS, {})
+    watchers[name] = begin
+    wrap_once(model, "fit", "watched", functools.partial(_watched, model, watchers))
 
 
-def _watched(model, fit):
+def _watched(model, watchers, fit):
     """Return ``fit`` that looks now and then."""
-    watchers = {}
 
     @functools.wraps(fit)
     def watched(*args, **kwargs):
@@ -49,7 +51,6 @@ def _watched(model, fit):
         run.look()
         return history
 
-    watched._keras_mp_watchers = watchers
     return watched
 
 

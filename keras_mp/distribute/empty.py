@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_mp import private, stacks
 from keras_mp.distribute.devices import assign_all, no_value
+from keras_mp.wrapping import wrap_once
 
 # Whether the share of the replica that runs in this thread has no row.
 _running = threading.local()
@@ -40,10 +41,10 @@ def without_trace(model, step):
 
 def ignore_nan_of_no_rows(optimizer):
     """Have ``optimizer.apply`` take NaN gradients of a share of no rows for 0."""
-    apply = optimizer.apply
-    if hasattr(apply, "_keras_mp_ignores_nan"):
-        return
+    wrap_once(optimizer, "apply", "empty shares", _without_nan_of_no_rows)
 
+
+def _without_nan_of_no_rows(apply):
     @functools.wraps(apply)
     def apply_without_nan(grads, *arguments, **options):
         empty = getattr(_running, "empty", None)
@@ -51,8 +52,7 @@ def ignore_nan_of_no_rows(optimizer):
             grads = _without_nan(empty, list(grads))
         return apply(grads, *arguments, **options)
 
-    apply_without_nan._keras_mp_ignores_nan = True
-    optimizer.apply = apply_without_nan
+    return apply_without_nan
 
 
 def unless_empty(event):

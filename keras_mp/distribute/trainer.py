@@ -13,6 +13,7 @@ import keras
 
 from keras_mp import private
 from keras_mp.distribute import empty, execution
+from keras_mp.wrapping import wrap_once
 
 
 def mend(model, optimizer):
@@ -31,19 +32,17 @@ def mend(model, optimizer):
         return
     _do_without_jit(model, strategy)
     empty.ignore_nan_of_no_rows(optimizer)
-    if hasattr(model.train_step, "_keras_mp_mended"):
-        return
     private.trainer.build_from(model, functools.partial(_first_shares, strategy))
-    model.train_step = _mended(model, strategy, model.train_step)
-    model.test_step = _mended(model, strategy, model.test_step)
+    for name in ("train_step", "test_step"):
+        wrapper = functools.partial(_on_any_share, model, strategy)
+        wrap_once(model, name, "any share", wrapper)
 
 
-def _mended(model, strategy, step):
+def _on_any_share(model, strategy, step):
     """Return ``step``, safe for a share of no rows, with logs that can be reduced."""
     step = empty.without_trace(model, step)
     if strategy.num_replicas_in_sync > len(strategy.extended.worker_devices):
         step = _with_axis_in_logs(step)
-    step._keras_mp_mended = True
     return step
 
 

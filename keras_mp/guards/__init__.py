@@ -21,13 +21,13 @@ from keras_mp.guards import (
     functions,
     kept,
     model_steps,
-    normalization,
     operations,
     own,
     own_islands,
     products,
     weights,
 )
+from keras_mp.speed import normalization
 
 
 class Guard(NamedTuple):

@@ -9,8 +9,8 @@ import functools
 import keras
 
 from keras_mp import dtypes, flow, lists, private
-from keras_mp.guards.wrapping import is_wrapped, wrap_once
 from keras_mp.ops import float32
+from keras_mp.wrapping import is_wrapped, wrap_once
 
 #: The attributes of layers that hold functions of a tensor.
 _NAMES = ("activation", "recurrent_activation", "function")
@@ -28,7 +28,7 @@ def has_any(layer):
 
 def are_guarded(layer):
     """Return whether the functions of ``layer`` are guarded."""
-    return is_wrapped(layer, "activation")
+    return is_wrapped(layer, "call", "activation")
 
 
 def guard(layer):
@@ -43,9 +43,8 @@ def guard(layer):
     known = {}
     for method in ("call", "quantized_call"):
         if hasattr(layer, method):
-            mark = "activation" if method == "call" else method
             wrapper = functools.partial(_with_guarded, layer, known)
-            wrap_once(layer, method, mark, wrapper)
+            wrap_once(layer, method, "activation", wrapper)
 
 
 def functions_of(layer):

@@ -11,7 +11,7 @@ import functools
 import threading
 
 from keras_mp import casts, dtypes, flow, private
-from keras_mp.guards.wrapping import wrap_once
+from keras_mp.wrapping import wrap_once
 
 _NAMES = frozenset({"assign", "assign_add", "assign_sub", "update_state"})
 
@@ -46,7 +46,7 @@ def _make_exact(layer):
     for variable in layer.variables:
         wrap_once(variable, "assign", "watched", _watching(variable))
         for name in ("assign_add", "assign_sub"):
-            wrap_once(variable, name, name, functools.partial(_on_stored, variable))
+            wrap_once(variable, name, "stored", functools.partial(_on_stored, variable))
     for inner in private.layers.walk(layer):
         for metric in private.layers.metrics_of(inner):
             wrap_once(metric, "update_state", "exact", _as_stored)

@@ -19,8 +19,8 @@ import keras
 from keras import ops
 
 from keras_mp import dtypes, private
-from keras_mp.guards.wrapping import is_wrapped, wrap_once
 from keras_mp.ops import float32
+from keras_mp.wrapping import is_wrapped, wrap_once
 
 #: No score in float16 is to exceed it, whatever the signs of its terms.
 _SAFE = 2.0**15
@@ -50,18 +50,19 @@ def _base_of(layer):
 
 def is_guarded(layer):
     """Return whether a layer of such a class is guarded."""
-    return is_wrapped(layer, _MARK)
+    return is_wrapped(layer, _PARTS[_base_of(layer)][0], _MARK)
 
 
 def guard(layer):
     """Guard the scores and the softmax of a built attention layer of Keras's."""
-    base = _base_of(layer)
-    single = base in (keras.layers.AdditiveAttention, keras.layers.Attention)
-    if single:
-        _guard_single_head(layer)
-    else:
-        wrapper = functools.partial(_multi_head, layer)
-        wrap_once(layer, "_compute_attention", _MARK, wrapper)
+    wrappers = {
+        "_apply_scores": _applied,
+        "_calculate_scores": _calculated,
+        "_compute_attention": _multi_head,
+    }
+    for part in _PARTS[_base_of(layer)]:
+        if part in wrappers:
+            wrap_once(layer, part, _MARK, functools.partial(wrappers[part], layer))
     for softmax in private.layers.sublayers(layer):
         if isinstance(softmax, keras.layers.Softmax):
             private.layers.set_layer_policy(softmax, _FLOAT32)
@@ -208,11 +209,6 @@ def _fitted(query, key, axes):
     exponent = ops.ceil(ops.log2(bound * (query.shape[-1] / _SAFE)))
     factor = ops.power(2.0, ops.maximum(exponent, 0.0))
     return ops.cast(ops.cast(query, "float32") / factor, query.dtype), factor
-
-
-def _guard_single_head(layer):
-    wrap_once(layer, "_calculate_scores", _MARK, functools.partial(_calculated, layer))
-    wrap_once(layer, "_apply_scores", "weights", functools.partial(_applied, layer))
 
 
 def _calculated(layer, calculate):

@@ -12,7 +12,7 @@ import functools
 import keras
 
 from keras_mp import private
-from keras_mp.guards.wrapping import wrap_once
+from keras_mp.wrapping import wrap_once
 
 
 def guard(layer):

@@ -3,8 +3,8 @@
 import functools
 
 from keras_mp import casts, lists, private
-from keras_mp.guards.wrapping import is_wrapped, wrap_once
 from keras_mp.ops import float32
+from keras_mp.wrapping import is_wrapped, wrap_once
 
 
 def computes_inside(layer):
@@ -15,7 +15,7 @@ def computes_inside(layer):
 
 def is_call_guarded(layer):
     """Return whether the ``call`` of ``layer`` is computed in float32."""
-    return is_wrapped(layer, "all of it")
+    return is_wrapped(layer, "call", "all of it")
 
 
 def guard_call(layer):
@@ -66,7 +66,7 @@ def may_add_losses(layer):
 
 def is_add_loss_guarded(layer):
     """Return whether the losses that ``layer`` adds are cast."""
-    return is_wrapped(layer, "add_loss")
+    return is_wrapped(layer, "add_loss", "cast")
 
 
 def guard_add_loss(layer):
@@ -74,7 +74,7 @@ def guard_add_loss(layer):
 
     Keras adds them to the loss, which is in float32, and to each other as they are.
     """
-    wrap_once(layer, "add_loss", "add_loss", _widened)
+    wrap_once(layer, "add_loss", "cast", _widened)
 
 
 def _widened(add_loss):

@@ -8,7 +8,7 @@ import functools
 import keras
 
 from keras_mp import casts, dtypes, flow, lists, private
-from keras_mp.guards.wrapping import wrap_once
+from keras_mp.wrapping import wrap_once
 
 _AROUND = "_keras_mp_dtype_around"
 

@@ -11,10 +11,11 @@ import warnings
 
 from keras_mp import flow, private
 from keras_mp.guards import own_islands
-from keras_mp.guards.wrapping import is_wrapped, wrap_once
+from keras_mp.wrapping import is_wrapped, wrap_once
 
 _STEPS = ("train_step", "test_step", "predict_step")
 _READER = "_keras_mp_reader_in_steps"
+_MARK = "float32"
 
 
 def guard_steps(model, of_keras_only=False):
@@ -29,12 +30,12 @@ def guard_steps(model, of_keras_only=False):
             private.layers.is_code_of_keras(getattr(type(model), name))
             or not of_keras_only
         ):
-            wrap_once(model, name, name, functools.partial(_step, model, name))
+            wrap_once(model, name, _MARK, functools.partial(_step, model, name))
 
 
 def are_guarded(model):
     """Return whether the steps of ``model`` get float32."""
-    guarded = all(is_wrapped(model, name) for name in _STEPS)
+    guarded = all(is_wrapped(model, name, _MARK) for name in _STEPS)
     return guarded and not are_narrow(model)
 
 

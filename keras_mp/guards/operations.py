@@ -11,8 +11,8 @@ import functools
 import keras
 
 from keras_mp import dtypes, flow, lists, private
-from keras_mp.guards.wrapping import wrap_once
 from keras_mp.ops import float32
+from keras_mp.wrapping import wrap_once
 
 _STEEP = "_keras_mp_steep"
 

@@ -12,7 +12,7 @@ import keras
 
 from keras_mp import casts, dtypes, flow, private
 from keras_mp.guards import containers, kept, own_islands
-from keras_mp.guards.wrapping import wrap_once
+from keras_mp.wrapping import wrap_once
 
 _EXACT_HEADS = "_keras_mp_exact_heads"
 

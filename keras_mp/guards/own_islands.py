@@ -15,7 +15,7 @@ import keras
 
 from keras_mp import dtypes, flow, private
 from keras_mp.guards import assignments
-from keras_mp.guards.wrapping import wrap_once
+from keras_mp.wrapping import wrap_once
 
 _REASONS, _WORKS, _STRICT = (
     "_keras_mp_islands",

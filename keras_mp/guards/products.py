@@ -10,7 +10,7 @@ import functools
 import keras
 
 from keras_mp import dtypes, flow, lists, private
-from keras_mp.guards.wrapping import wrap_once
+from keras_mp.wrapping import wrap_once
 
 
 def is_product(layer):

@@ -5,7 +5,7 @@ import functools
 import keras
 
 from keras_mp import private
-from keras_mp.guards.wrapping import is_wrapped, wrap_once
+from keras_mp.wrapping import is_wrapped, wrap_once
 
 _MARK = "weights"
 
@@ -26,7 +26,7 @@ def guard(layer):
 
 def is_guarded(layer):
     """Return whether ``layer`` reads its weights as they are stored."""
-    return is_wrapped(layer, _MARK)
+    return is_wrapped(layer, "call", _MARK)
 
 
 def _on_stored(call):

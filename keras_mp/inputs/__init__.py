@@ -6,6 +6,7 @@ import keras
 
 from keras_mp import watching
 from keras_mp.inputs.extremes import Extremes
+from keras_mp.wrapping import is_wrapped, wrap_once
 
 __all__ = ["watch"]
 
@@ -44,13 +45,13 @@ def watch(model: keras.Model) -> None:
     >>> "Input 'price'" in str(caught[0].message)
     True
     """
-    if not hasattr(model.train_step, "_keras_mp_notes_inputs"):
+    if not is_wrapped(model, "train_step", "inputs"):
         extremes = Extremes(model)
-        model.train_step = _noting(model.train_step, extremes)
+        wrap_once(model, "train_step", "inputs", functools.partial(_noting, extremes))
         watching.watch(model, "inputs", functools.partial(_begin, extremes))
 
 
-def _noting(train_step, extremes):
+def _noting(extremes, train_step):
     """Return ``train_step`` that notes the extremes of its batch."""
 
     @functools.wraps(train_step)
@@ -59,7 +60,6 @@ def _noting(train_step, extremes):
         extremes.note(keras.utils.unpack_x_y_sample_weight(data)[0])
         return logs
 
-    noting._keras_mp_notes_inputs = True
     return noting
 
 

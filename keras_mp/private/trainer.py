@@ -6,6 +6,7 @@ import functools
 import keras
 
 from keras_mp.private import attributes, graphs
+from keras_mp.wrapping import wrap_once
 
 
 def forget_compiled(model):
@@ -119,16 +120,15 @@ def run_steps_with(model, choose, mark):
     ``steps_per_execution`` steps; given a list, a step for each batch in it. Does
     nothing the second time with the same ``mark``.
     """
-    make = model._make_function
-    marks = getattr(make, "_keras_mp_chooses", ())
-    if mark in marks:
-        return
 
-    def chosen(step):
-        return choose(functools.partial(make, step))
+    def choosing(make):
+        @functools.wraps(make)
+        def chosen(step):
+            return choose(functools.partial(make, step))
 
-    chosen._keras_mp_chooses = (*marks, mark)
-    model._make_function = chosen
+        return chosen
+
+    wrap_once(model, "_make_function", mark, choosing)
 
 
 def epoch_ends(model, ended):

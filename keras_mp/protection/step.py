@@ -10,6 +10,9 @@ from keras import ops
 from keras_mp import distribute, private, watching
 from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.protection import alarm, means
+from keras_mp.wrapping import wrap_once
+
+_OPTIMIZERS = "_keras_mp_optimizers"
 
 
 def protect(model: keras.Model, optimizer: LossScaleOptimizer) -> None:
@@ -28,20 +31,16 @@ def protect(model: keras.Model, optimizer: LossScaleOptimizer) -> None:
     each one at every update. So a layer that assigns a trainable variable of its own in
     its forward pass (`keras.layers.SpectralNormalization` does) is not covered.
     """
-    if not hasattr(model.train_step, "_keras_mp_optimizers"):
-        model.train_step = _protected(model, model.train_step)
-        watching.watch(model, "skipped steps", functools.partial(_alarm, model))
-    model.train_step._keras_mp_optimizers.add(optimizer)
-
-
-def _alarm(model):
-    return alarm.begin(list(model.train_step._keras_mp_optimizers))
-
-
-def _protected(model, train_step):
-    """Return ``train_step`` with the model's state put back after a skipped step."""
     # Weakly held: a model that is compiled again lets its old optimizer go.
-    in_use = weakref.WeakSet()
+    optimizers = vars(model).setdefault(_OPTIMIZERS, weakref.WeakSet())
+    optimizers.add(optimizer)
+    wrapper = functools.partial(_protected, model, optimizers)
+    wrap_once(model, "train_step", "protected", wrapper)
+    watching.watch(model, "skipped steps", lambda: alarm.begin(list(optimizers)))
+
+
+def _protected(model, in_use, train_step):
+    """Return ``train_step`` with the model's state put back after a skipped step."""
 
     @functools.wraps(train_step)
     def protected(data):
@@ -66,7 +65,6 @@ def _protected(model, train_step):
             optimizer.count_loss(distribute.unless_empty(nonfinite))
         return logs
 
-    protected._keras_mp_optimizers = in_use
     return protected
 
 

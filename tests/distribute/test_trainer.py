@@ -14,6 +14,7 @@ import pytest
 from support.processes import mirrored, run_alone
 
 import keras_mp
+from keras_mp.wrapping import is_wrapped
 
 
 @functools.cache
@@ -33,7 +34,7 @@ def test_without_a_strategy_only_what_executes_is_replaced(policy):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     keras_mp.compile(model, "sgd", "mse", policy=policy)
     assert "_maybe_symbolic_build" not in vars(model)
-    assert not hasattr(model.test_step, "_keras_mp_mended")
+    assert not is_wrapped(model, "test_step", "any share")
     assert "_make_function" in vars(model)
     assert "apply" not in vars(model.optimizer)
     # What hands float32 to steps is put on under any 16-bit policy.

@@ -1,13 +1,12 @@
 """`keras.layers.BatchNormalization` in one kernel, where it trains in 16 bits."""
 
 import functools
-import types
 
 import keras
 from keras import ops
 
 from keras_mp import dtypes, private
-from keras_mp.guards.wrapping import is_wrapped, wrap_once
+from keras_mp.wrapping import is_wrapped, wrap_once
 
 _MARK = "normalization"
 
@@ -25,27 +24,35 @@ def guard(layer):
     convolutional network's step. The kernel (cuDNN's, oneDNN's) reads 16 bits and
     keeps float32 in registers.
     """
-    wrap_once(layer, "call", _MARK, lambda call: types.MethodType(_call, layer))
+    wrap_once(layer, "call", _MARK, functools.partial(_in_one_kernel, layer))
 
 
 def is_guarded(layer):
     """Return whether ``layer`` trains by one kernel."""
-    return is_wrapped(layer, _MARK)
+    return is_wrapped(layer, "call", _MARK)
 
 
-@functools.wraps(keras.layers.BatchNormalization.call)
-def _call(self, inputs, training=None, mask=None):
-    if not (training and mask is None and _fits(self, inputs)):
-        return type(self).call(self, inputs, training=training, mask=mask)
+def _in_one_kernel(layer, call):
+    @functools.wraps(call)
+    def in_one_kernel(inputs, training=None, mask=None):
+        if training and mask is None and _fits(layer, inputs):
+            return _trained(layer, inputs)
+        return call(inputs, training=training, mask=mask)
+
+    return in_one_kernel
+
+
+def _trained(layer, inputs):
+    """Return ``inputs`` normalized by their own moments, and move the averages."""
     channels = inputs.shape[-1]
-    gamma = self.gamma if self.scale else ops.ones(channels)
-    beta = self.beta if self.center else ops.zeros(channels)
+    gamma = layer.gamma if layer.scale else ops.ones(channels)
+    beta = layer.beta if layer.center else ops.zeros(channels)
     outputs, *moments = private.kernels.batch_normalized(
-        inputs, gamma, beta, self.epsilon
+        inputs, gamma, beta, layer.epsilon
     )
-    moving = (self.moving_mean, self.moving_variance)
+    moving = (layer.moving_mean, layer.moving_variance)
     for average, value in zip(moving, moments, strict=True):
-        average.assign(average * self.momentum + value * (1.0 - self.momentum))
+        average.assign(average * layer.momentum + value * (1.0 - layer.momentum))
     return outputs
 
 

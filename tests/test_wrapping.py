@@ -1,4 +1,4 @@
-"""Guards get around a method once, each by its own mark."""
+"""Methods are wrapped once for each mark."""
 
 import functools
 
@@ -7,7 +7,7 @@ import numpy as np
 from keras import layers
 
 from keras_mp import policy_scope
-from keras_mp.guards.wrapping import is_wrapped, wrap_once
+from keras_mp.wrapping import is_wrapped, wrap_once
 
 
 def adding(call):
@@ -23,9 +23,29 @@ def test_each_mark_wraps_once():
     for mark in ("one", "two", "one"):
         wrap_once(layer, "call", mark, adding)
     np.testing.assert_array_equal(layer(np.ones((1, 3))), [[2, 2]])
-    assert is_wrapped(layer, "one") and is_wrapped(layer, "two")
-    assert not is_wrapped(layer, "three")
-    assert not is_wrapped(layers.Dense(2), "one")
+    assert is_wrapped(layer, "call", "one") and is_wrapped(layer, "call", "two")
+    assert not is_wrapped(layer, "call", "three")
+    assert not is_wrapped(layers.Dense(2), "call", "one")
+
+
+def test_a_method_that_is_replaced_is_wrapped_again():
+    layer = layers.Dense(2, kernel_initializer="zeros")
+    wrap_once(layer, "call", "one", adding)
+    decorated = layer.call = adding(layer.call)
+    assert is_wrapped(layer, "call", "one")
+    wrap_once(layer, "call", "one", adding)
+    assert layer.call is decorated
+    layer.call = lambda inputs: 2 * inputs
+    assert not is_wrapped(layer, "call", "one")
+    wrap_once(layer, "call", "one", adding)
+    np.testing.assert_array_equal(layer(np.ones((1, 3))), [[3, 3, 3]])
+
+
+def test_the_mark_of_one_layer_says_nothing_of_another():
+    layer, other = layers.Dense(2), layers.Dense(2)
+    wrap_once(layer, "call", "one", adding)
+    other.call = adding(layer.call)
+    assert not is_wrapped(other, "call", "one")
 
 
 def test_guards_know_each_other():

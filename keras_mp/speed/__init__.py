@@ -1,0 +1,1 @@
+"""What makes one device faster, and changes no result but by rounding."""
