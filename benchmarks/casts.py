@@ -11,9 +11,9 @@ import statistics
 from collections.abc import Callable
 
 from benchmarks import steps, timing
-from benchmarks.tables import markdown, number
 from benchmarks.workloads import WORKLOADS
 from keras_mp.processes import alone
+from keras_mp.tables import markdown, number
 
 # Policy and candidate of `steps.COMPILE`, by column.
 COLUMNS = {

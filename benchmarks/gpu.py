@@ -22,10 +22,10 @@ import keras_mp
 from benchmarks import matmul, torch_peer
 from benchmarks.devices import share_gpus
 from benchmarks.steps import COMPILE, OPTIMIZERS
-from benchmarks.tables import markdown, number
 from benchmarks.timing import median_ratio, paired_rounds
 from benchmarks.workloads import SEED, sized
 from keras_mp import hardware
+from keras_mp.tables import markdown, number
 from keras_mp.terminal import explain
 
 # What is shown as a policy, and the policy of its layers.

@@ -18,10 +18,10 @@ from keras import layers
 
 import keras_mp
 from benchmarks import steps, timing
-from benchmarks.tables import markdown, number
 from benchmarks.workloads import SEED, WORKLOADS
 from keras_mp import flow, lists
 from keras_mp.processes import alone
+from keras_mp.tables import markdown, number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from benchmarks.tables import markdown, number
 from benchmarks.timing import paired_rounds
+from keras_mp.tables import markdown, number
 
 # What each precision's inputs are; TF32 is float32 that TensorFlow may round to TF32.
 DTYPES = {
@@ -203,7 +203,7 @@ def table(results: list[dict], device: str, device_kind: str) -> str:
                     f"{reached:.3g}",
                     number(limit, "g"),
                     number(limit and reached / limit, ".0%"),
-                    tensor_cores(reached, rates["float32"]) if judged else number(None),
+                    tensor_cores(reached, rates["float32"]) if judged else None,
                 ]
             )
     return markdown(head, rows)

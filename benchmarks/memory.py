@@ -11,10 +11,10 @@ import tensorflow as tf
 import keras_mp
 from benchmarks.devices import share_gpus
 from benchmarks.steps import OPTIMIZERS
-from benchmarks.tables import markdown
 from benchmarks.workloads import Workload, sized
 from keras_mp import hardware
 from keras_mp.processes import alone
+from keras_mp.tables import markdown
 
 POLICIES = ("float32", "mixed_bfloat16")
 

@@ -18,9 +18,9 @@ import keras
 
 from benchmarks import jax_peer, steps, timing, torch_peer
 from benchmarks.devices import mirrored
-from benchmarks.tables import markdown, number
 from benchmarks.workloads import WORKLOADS
 from keras_mp.processes import alone
+from keras_mp.tables import markdown, number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,12 @@ import tensorflow as tf
 
 from benchmarks import timing
 from benchmarks.steps import OPTIMIZERS
-from benchmarks.tables import markdown, number
 from benchmarks.workloads import WORKLOADS
 from keras_mp import fused, numerics
 from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.processes import alone
 from keras_mp.scaling import Verdict
+from keras_mp.tables import markdown, number
 
 # How often each number of the model's weights is read or written.
 PASSES = {

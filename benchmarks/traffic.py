@@ -28,10 +28,10 @@ import tensorflow as tf
 import keras_mp
 from benchmarks.devices import mirrored
 from benchmarks.steps import fit_step, keras_step
-from benchmarks.tables import markdown
 from benchmarks.timing import median_ratio, paired_rounds
 from benchmarks.workloads import WORKLOADS, Workload
 from keras_mp.processes import alone
+from keras_mp.tables import markdown
 
 COUNTED = ("wide", "transformer", "embedding")
 TIMED = ("small", "transformer")
@@ -316,7 +316,7 @@ def count_table(counts: list[dict]) -> str:
                 *_setting(counted),
                 _sent(update, "all_reduces", "reduced_bytes"),
                 _sent(update, "all_gathers", "gathered_bytes"),
-                _sent(between[0], "all_reduces", "reduced_bytes") if between else "–",
+                _sent(between[0], "all_reduces", "reduced_bytes") if between else None,
             ]
         )
     sent = ["update: all-reduces", "update: all-gathers", "between: all-reduces"]
@@ -356,4 +356,4 @@ def _setting(counted):
 
 
 def _sent(tally, launches, size):
-    return f"{tally[launches]}: {tally[size]:,} B" if tally[launches] else "–"
+    return f"{tally[launches]}: {tally[size]:,} B" if tally[launches] else None

@@ -8,9 +8,9 @@ import pathlib
 from collections.abc import Iterable
 
 from benchmarks import suite
-from benchmarks.tables import markdown
 from conformance.bounds import failure, ulps_text
 from conformance.measure import Error, Result
+from keras_mp.tables import markdown
 
 DOCUMENTS = pathlib.Path(__file__).parents[1] / "docs"
 
@@ -166,7 +166,7 @@ def _fails_in(result, column):
 def _cell(results):
     """Return the entry of one case under one policy, with or without keras_mp."""
     if not results:
-        return "–"
+        return None
     failing = [result for result in results if failure(result) is not None]
     forward, backward = Error(), Error()
     for result in results:

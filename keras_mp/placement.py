@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_mp import dtypes, guards, heads, policies, private
+from keras_mp import dtypes, guards, heads, policies, private, tables
 from keras_mp.layers import Island
 
 
@@ -56,11 +56,10 @@ class PlacementReport(tuple):
     def __str__(self):
         head = ("layer", "class", "computes in", "why", "in float32 inside")
         rows = [head, *((*row[:-1], ", ".join(row.guards)) for row in self)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         counts = Counter(row.compute_dtype for row in self).most_common()
         shown = ", ".join(f"{count} in {dtype}" for dtype, count in counts)
-        return "\n".join([*lines, f"{len(self)} layers: {shown}"])
+        table = tables.aligned(rows, numbers=False)
+        return f"{table}\n{len(self)} layers: {shown}"
 
 
 def placement_report(model: keras.layers.Layer) -> PlacementReport:

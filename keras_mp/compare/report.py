@@ -14,8 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 import keras_mp
-from keras_mp.compare.runner import BASELINE, Run, number
+from keras_mp.compare.runner import BASELINE, Run
 from keras_mp.compare.tasks import Job, Task
+from keras_mp.tables import aligned, number
 
 MIB = 2**20
 EMULATED = "emulated"
@@ -115,11 +116,7 @@ def table(comparison: Comparison) -> str:
                 str(row["steps_skipped"]),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
-    )
+    return aligned(lines)
 
 
 def sentences(comparison: Comparison) -> list[str]:

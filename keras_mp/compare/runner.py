@@ -13,9 +13,14 @@ from typing import Any
 from keras_mp import hardware, processes
 from keras_mp.compare import worker
 from keras_mp.compare.tasks import Job
+from keras_mp.tables import GAP, Cell, line, number
 from keras_mp.terminal import UserError
 
 BASELINE = "float32"
+
+# Widths of columns: they are printed epoch by epoch, before all entries are known.
+EPOCH, SCALE = 5, 11
+COLUMNS = (10, 12)  # of each run: its loss and its metric
 
 
 @dataclasses.dataclass
@@ -209,22 +214,23 @@ def _preamble(ready: dict) -> list[str]:
 
 
 def _heading(runs: list[Run]) -> str:
-    metric = f"val {runs[0].metric}"[:14]
-    names = "".join(f"{run.policy:^26}" for run in runs)
-    columns = "".join(f" {'loss':>10} {metric:>14}" for _ in runs)
-    scale = f" {'loss scale':>11}" if runs[-1].scale else ""
-    return f"\n{'':5}{names.rstrip()}\nepoch{columns}{scale}"
+    pair = sum(COLUMNS) + len(GAP)
+    names = [run.policy.center(pair) for run in runs]
+    above = line(["", *names], [EPOCH, *[pair] * len(runs)])
+    metric = f"val {runs[0].metric}"[: COLUMNS[1]]
+    cells = ["epoch", *["loss", metric] * len(runs)]
+    return f"\n{above}\n{_row(cells, 'loss scale' if runs[-1].scale else None)}"
 
 
 def _line(runs: list[Run], epoch: int) -> str:
-    text = f"{epoch + 1:>5}"
+    cells = [str(epoch + 1)]
     for run in runs:
         value = run.epochs[epoch]["validation"].get(run.metric)
-        text += f" {number(run.loss(epoch), '#.5g'):>10} {number(value, '#.5g'):>14}"
-    scale = runs[-1].epochs[epoch]["scales"][-1]
-    return text + (f" {number(scale, ',g'):>11}" if scale else "")
+        cells += [number(run.loss(epoch), "#.5g"), number(value, "#.5g")]
+    return _row(cells, number(runs[-1].epochs[epoch]["scales"][-1], ",g"))
 
 
-def number(value: float | None, form: str, unit: str = "") -> str:
-    """The number in the given form with its unit; a dash if there is none."""
-    return "-" if value is None else format(value, form) + unit
+def _row(cells: list[Cell], scale: Cell) -> str:
+    """The cells of an epoch; the last column is left out where there is no scale."""
+    widths = [EPOCH, *COLUMNS * (len(cells) // 2), SCALE]
+    return line([*cells, scale or ""], widths)

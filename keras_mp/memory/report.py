@@ -7,12 +7,13 @@ is counted by kind. The largest batch is found by repeating this for other sizes
 import concurrent.futures
 import dataclasses
 import operator
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from keras_mp import hardware, policies, private
+from keras_mp import hardware, policies, private, tables
 from keras_mp.memory import liveness, trace
 from keras_mp.memory.allocator import measured_by
 from keras_mp.optimizer import LossScaleOptimizer
@@ -101,8 +102,8 @@ class MemoryReport:
         rows = [(part.replace("_", " "), getattr(self, part)) for part in _PARTS]
         rows.append(("peak", self.peak))
         title = f"Peak memory of training under {self.policy}, batch {self.batch_size}"
-        lines = [f"  {name:<16}{_readable(size):>12}" for name, size in rows]
-        return "\n".join([title, *lines])
+        table = tables.aligned([(name, _readable(size)) for name, size in rows])
+        return f"{title}\n{textwrap.indent(table, '  ')}"
 
 
 def memory_report(

@@ -9,6 +9,8 @@ import json
 import pathlib
 import re
 
+from keras_mp.tables import markdown
+
 from . import client, table
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -108,15 +110,13 @@ def _passed(ways, record):
 
 def _table(record):
     ways = [*client.PLAIN, *client.OURS]
-    rows = [
-        _row("package", "client", "kind", *(way.title for way in ways)),
-        _row(*("---" for _ in range(len(ways) + 3))),
-    ]
+    head = ["package", "client", "kind", *(way.title for way in ways)]
+    rows = []
     for name, entry in record["clients"].items():
         signs = [", ".join(failed(entry, way.title)) or "✓" for way in ways]
         package = table.PACKAGES[entry["module"]]
-        rows.append(_row(package, name, entry["kind"], *signs))
-    return "\n".join(rows)
+        rows.append([package, name, entry["kind"], *signs])
+    return markdown(head, rows, numbers=False)
 
 
 def _faults(record):
@@ -162,7 +162,3 @@ def _warnings(record):
 
 def _code(reason):
     return "``" + re.sub("`+", "'", reason.replace("\n", " ")) + "``"
-
-
-def _row(*entries):
-    return f"| {' | '.join(entries)} |"

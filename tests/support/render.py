@@ -10,6 +10,8 @@ import json
 import pathlib
 import re
 
+from keras_mp.tables import markdown
+
 from . import cells
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -79,11 +81,12 @@ def with_block(text, block):
 def block(record):
     """Return the README's table: how many ways of training pass."""
     titles = [strategy.title for strategy in cells.STRATEGIES.values()]
-    rows = [_row("", *titles), _row("---", *("---" for _ in titles))]
-    for feature, title in cells.FEATURES.items():
-        entries = [_share(record, strategy, feature) for strategy in cells.STRATEGIES]
-        rows.append(_row(title, *entries))
-    return "\n".join(rows) + f"\n\n{summary(record)}\n"
+    rows = [
+        [title, *(_share(record, strategy, feature) for strategy in cells.STRATEGIES)]
+        for feature, title in cells.FEATURES.items()
+    ]
+    table = markdown(["", *titles], rows, numbers=False)
+    return f"{table}\n\n{summary(record)}\n"
 
 
 def summary(record):
@@ -155,11 +158,11 @@ def _heading(strategy):
 
 
 def _table(record, strategy):
-    rows = [_row("", *cells.WAYS.values()), _row("---", *("---" for _ in cells.WAYS))]
-    for feature, title in cells.FEATURES.items():
-        entries = [_entry(record, strategy, way, feature) for way in cells.WAYS]
-        rows.append(_row(title, *entries))
-    return "\n".join(rows)
+    rows = [
+        [title, *(_entry(record, strategy, way, feature) for way in cells.WAYS)]
+        for feature, title in cells.FEATURES.items()
+    ]
+    return markdown(["", *cells.WAYS.values()], rows, numbers=False)
 
 
 def _entry(record, strategy, way, feature):
@@ -215,7 +218,3 @@ def _missing():
                 reasons[title, why].append(way_title)
     for (title, why), ways in reasons.items():
         yield f"- {title}; {'; '.join(ways)}: {why}"
-
-
-def _row(*entries):
-    return f"| {' | '.join(entries)} |"

@@ -1,0 +1,82 @@
+"""Tables: aligned text for terminals, Markdown for documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+#: The text of an entry; None where there is no value, which is shown as a dash.
+Cell = str | None
+
+GAP = "  "  # between columns of text
+
+
+def number(value: float | None, form: str = ".2f", unit: str = "") -> Cell:
+    """Return a number in the given form with its unit; None if there is none."""
+    return None if value is None else format(value, form) + unit
+
+
+def aligned(rows: Iterable[Sequence[Cell]], numbers: bool = True) -> str:
+    """Return rows as text in columns.
+
+    Args:
+        rows: The entries, row by row, a head included.
+        numbers: Whether all columns but the first are numbers, aligned to the right.
+
+    Example:
+
+    >>> print(aligned([["", "loss"], ["float32", "0.5"], ["mixed_float16", None]]))
+                   loss
+    float32         0.5
+    mixed_float16     -
+    """
+    rows = list(rows)
+    widths = [
+        max(1 if cell is None else len(cell) for cell in column)
+        for column in zip(*rows, strict=True)
+    ]
+    return "\n".join(line(row, widths, numbers) for row in rows)
+
+
+def line(row: Sequence[Cell], widths: Sequence[int], numbers: bool = True) -> str:
+    """Return one row as text, where the widths of the columns are known.
+
+    Args:
+        row: The entries.
+        widths: The number of characters of each column.
+        numbers: As of `aligned`.
+
+    Example:
+
+    >>> line(["float32", "0.5"], [8, 5])
+    'float32     0.5'
+    """
+    align = str.rjust if numbers else str.ljust
+    first, *others = ["-" if cell is None else cell for cell in row]
+    cells = [first.ljust(widths[0]), *map(align, others, widths[1:])]
+    return GAP.join(cells).rstrip()
+
+
+def markdown(
+    head: Sequence[str], rows: Iterable[Sequence[Cell]], numbers: bool = True
+) -> str:
+    """Return a Markdown table.
+
+    Args:
+        head: The titles of the columns.
+        rows: The entries, row by row.
+        numbers: Whether all columns but the first are numbers, aligned to the right.
+
+    Example:
+
+    >>> print(markdown(["policy", "loss"], [["float32", "0.5"], ["float16", None]]))
+    | policy | loss |
+    | --- | ---: |
+    | float32 | 0.5 |
+    | float16 | – |
+    """
+    rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
+    lines = [
+        " | ".join("–" if cell is None else cell for cell in row)
+        for row in [head, rule, *rows]
+    ]
+    return "\n".join(f"| {line} |" for line in lines)
