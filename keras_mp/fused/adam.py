@@ -88,7 +88,7 @@ def _adam_changes():
         added = [(gradient - m) * (1 - beta1), (gradient * gradient - v) * (1 - beta2)]
         m, v = m + added[0], v + added[1]
         if v_hat:
-            v = tf.maximum(*v_hat, v)
+            v = tf.maximum(v_hat[0], v)
             added.append(v - v_hat[0])
         alpha = lr * tf.sqrt(1 - beta2_power) / (1 - beta1_power)
         return [*added, -alpha * m / (tf.sqrt(v) + epsilon)]

@@ -1,6 +1,7 @@
 """Keras's update of one variable as a function of its own, compiled."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -70,7 +71,8 @@ def padded(values, indices):
         return values, indices
     rows = tf.shape(indices)[0]
     doublings = tf.math.log(tf.cast(tf.maximum(rows, 1), "float64")) / math.log(2.0)
-    size = tf.cast(2.0 ** tf.math.ceil(doublings), rows.dtype)
+    power: Any = tf.math.ceil(doublings)
+    size = tf.cast(2.0**power, rows.dtype)
     missing = tf.maximum(size - rows, 0)
     around = [[0, missing], *([[0, 0]] * (values.shape.rank - 1))]
     return tf.pad(values, around), tf.pad(indices, [[0, missing]])

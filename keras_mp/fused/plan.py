@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from typing import Any
 
 import keras
 from keras import ops
@@ -52,7 +53,7 @@ class Plan:
         self._optimizer = optimizer
         self._scale = scale
         self._variables = variables
-        parts = private.optimizers.updating_parts(optimizer)
+        parts: list[Any] = private.optimizers.updating_parts(optimizer)
         self._replaced = {part: _replacement(part) for part in parts}
         self.divides = all(self._replaced.values()) and not any(
             map(_clips, [optimizer, *parts])

@@ -1,13 +1,14 @@
-"""What `LossScaleOptimizer` is made of: its arguments, checked."""
+"""Checks of the arguments of `LossScaleOptimizer`."""
 
 import numbers
+from typing import Any
 
 import keras
 
 from keras_mp import dtypes, scaling
 
 
-def checked_inner(inner_optimizer):
+def checked_inner(inner_optimizer: Any) -> keras.optimizers.Optimizer:
     """Return the optimizer that was named, configured or passed."""
     if isinstance(inner_optimizer, str | dict):
         inner_optimizer = keras.optimizers.get(inner_optimizer)
@@ -26,7 +27,7 @@ def checked_inner(inner_optimizer):
     return inner_optimizer
 
 
-def checked_all_reduce_dtype(dtype):
+def checked_all_reduce_dtype(dtype: str | None) -> str | None:
     """Return ``dtype`` if gradients can be summed over the replicas in it."""
     if dtype is not None and dtype not in dtypes.LOW_PRECISION:
         raise ValueError(
@@ -36,9 +37,11 @@ def checked_all_reduce_dtype(dtype):
     return dtype
 
 
-def rule_of(rule, initial_scale, growth_steps):
+def rule_of(
+    rule: Any, initial_scale: float | None, growth_steps: int | None
+) -> scaling.LossScale:
     """Return the rule that the constructor's arguments ask for."""
-    if isinstance(rule, numbers.Real) and not isinstance(rule, bool):
+    if _is_number(rule):
         rule, initial_scale = None, rule if initial_scale is None else initial_scale
     if rule is None:
         return _dynamic_rule(initial_scale, growth_steps)
@@ -52,12 +55,18 @@ def rule_of(rule, initial_scale, growth_steps):
     return scaling.get(rule)
 
 
-def _dynamic_rule(initial_scale, growth_steps):
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _dynamic_rule(
+    initial_scale: float | None, growth_steps: int | None
+) -> scaling.DynamicLossScale:
     """Return the default rule with Keras's two settings.
 
-    Keras knows no floor and no cap, so a first scale beyond ours moves them.
+    Keras has no range of scales: a first scale outside of ours extends the range.
     """
-    settings = {}
+    settings: dict[str, Any] = {}
     if growth_steps is not None:
         settings["growth_interval"] = growth_steps
     if initial_scale is not None:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -54,7 +54,7 @@ class LossScaleOptimizer(Proxy):
         **kwargs: Accepted and refused as by Keras's class.
 
     Raises:
-        TypeError: ``inner_optimizer`` is no optimizer.
+        TypeError: ``inner_optimizer`` is not an optimizer.
         ValueError: ``inner_optimizer`` already scales its loss; a scale is not finite
             and above 0; ``all_reduce_dtype`` is another dtype; or both a rule and
             ``initial_scale`` or ``dynamic_growth_steps`` are given.
@@ -70,12 +70,9 @@ class LossScaleOptimizer(Proxy):
     1
     """
 
-    # Until __init__ has called its base class, which assigns attributes.
-    _scaler = None
-
     def __init__(
         self,
-        inner_optimizer: keras.optimizers.Optimizer | str | dict,
+        inner_optimizer: keras.optimizers.Optimizer | str | dict[str, Any],
         scaling: LossScale | str | float | None = None,
         dynamic_growth_steps: int | None = None,
         name: str | None = None,
@@ -84,21 +81,21 @@ class LossScaleOptimizer(Proxy):
         all_reduce_dtype: str | None = None,
         **kwargs: Any,
     ) -> None:
-        inner_optimizer = checked_inner(inner_optimizer)
+        inner = checked_inner(inner_optimizer)
         all_reduce_dtype = checked_all_reduce_dtype(all_reduce_dtype)
         rule = rule_of(scaling, initial_scale, dynamic_growth_steps)
-        factor = inner_optimizer.loss_scale_factor
-        super().__init__(inner_optimizer, name=name, **kwargs)
+        factor = inner.loss_scale_factor
+        super().__init__(inner, name=name, **kwargs)
         self._all_reduce_dtype = all_reduce_dtype
         self._loop = Loop()
         self._scaler = Scaler(rule, self)
         # Checkpoints of TensorFlow know variables by the attributes that hold them.
-        self.step_counter = self._scaler.state["clean_steps"]
+        self.step_counter: keras.Variable = self._scaler.state["clean_steps"]
         self.dynamic_scale = self._scaler.scale
         if factor is not None:
             warnings.warn(
                 f"LossScaleOptimizer ignores loss_scale_factor={factor} of its "
-                f"inner optimizer '{inner_optimizer.name}': the loss would be scaled "
+                f"inner optimizer '{inner.name}': the loss would be scaled "
                 "twice. For a fixed scale pass "
                 f"scaling=keras_mp.scaling.StaticLossScale({factor}).",
                 stacklevel=2,
@@ -117,9 +114,9 @@ class LossScaleOptimizer(Proxy):
         return self.scaling.initial_scale
 
     @initial_scale.setter
-    def initial_scale(self, value):
+    def initial_scale(self, value: float) -> None:
         self._change_rule(initial_scale=value)
-        if self._scaler is not None and not self.built:
+        if self._is_proxy and not self.built:
             self._scaler.scale.assign(self.initial_scale)
 
     @property
@@ -129,7 +126,7 @@ class LossScaleOptimizer(Proxy):
         return self._scaler.scale
 
     @dynamic_scale.setter
-    def dynamic_scale(self, variable):
+    def dynamic_scale(self, variable: keras.Variable) -> None:
         if variable is not self._scaler.scale:
             raise AttributeError(
                 "LossScaleOptimizer.dynamic_scale is a variable, which cannot be "
@@ -142,78 +139,110 @@ class LossScaleOptimizer(Proxy):
         return getattr(self.scaling, "growth_interval", None)
 
     @dynamic_growth_steps.setter
-    def dynamic_growth_steps(self, value):
+    def dynamic_growth_steps(self, value: int) -> None:
         self._change_rule(growth_interval=value)
 
-    def _change_rule(self, **changes):
-        if self._scaler is None:  # the base class's __init__ is at work
+    def _change_rule(self, **changes: Any) -> None:
+        if not self._is_proxy:  # Keras's __init__ assigns its defaults
             return
+        rule: Any = self.scaling
         (name,) = changes
-        if name not in {field.name for field in dataclasses.fields(self.scaling)}:
+        if name not in {field.name for field in dataclasses.fields(rule)}:
             raise AttributeError(
-                f"The scaling rule {self.scaling!r} has no `{name}` to set. Make a "
+                f"The scaling rule {rule!r} has no `{name}` to set. Make a "
                 "new LossScaleOptimizer with the rule you want."
             )
-        self._scaler.rule = dataclasses.replace(self.scaling, **changes)
+        self._scaler.rule = dataclasses.replace(rule, **changes)
 
     # One step.
 
     def scale_loss(self, loss: Any) -> Any:
-        """Return ``loss`` times the current scale, at least in float32.
+        """Return ``loss`` times the current scale.
 
-        Does not synchronise with the device.
+        Call it once a step, and compute the gradients of what it returns. It does not
+        synchronise with the device.
+
+        Args:
+            loss: The loss, a float tensor of any shape, usually a scalar.
+
+        Returns:
+            A tensor of the loss's shape, in float32, or in float64 if the loss is.
+
+        Example:
+
+        >>> optimizer = LossScaleOptimizer("sgd", initial_scale=1024.0)
+        >>> float(optimizer.scale_loss(0.5))
+        512.0
         """
         self._loop.loss_was_scaled()
         return ops.multiply(loss, self._scaler.scale)
 
     def get_scaled_loss(self, loss: Any) -> Any:
-        """Return ``loss`` times the scale; tf.keras's name for `scale_loss`."""
+        """Return `scale_loss` of ``loss``: its name in tf.keras."""
         return self.scale_loss(loss)
 
-    def get_unscaled_gradients(self, grads: Iterable) -> list:
+    def get_unscaled_gradients(self, grads: Iterable[Any]) -> list[Any]:
         """Return ``grads`` divided by the scale, for loops that clip or log them.
 
-        Afterwards `apply` takes gradients as they are, until the next `scale_loss`.
-        Under a strategy they are this replica's, not yet aggregated.
+        After this call `apply` does not divide gradients by the scale, until the next
+        `scale_loss`. Under a strategy the gradients are those of this replica, not yet
+        aggregated. It does not synchronise with the device.
 
         Args:
-            grads: List of gradients of a scaled loss; None and sparse ones are kept.
+            grads: Gradients of a scaled loss: tensors, sparse gradients or None.
 
-        Does not synchronise with the device.
+        Returns:
+            A list of gradients of the same kinds, shapes and dtypes.
         """
         self._loop.gradients_were_unscaled()
         return [numerics.unscale(gradient, self._scaler.scale) for gradient in grads]
 
-    def check_finite(self, grads: Iterable) -> Any:
-        """Return a scalar bool tensor: no gradient holds an inf or a NaN."""
+    def check_finite(self, grads: Iterable[Any]) -> Any:
+        """Return whether no gradient holds an inf or a NaN.
+
+        It does not synchronise with the device.
+
+        Args:
+            grads: Gradients of any float dtypes: tensors, sparse gradients or None.
+
+        Returns:
+            A scalar bool tensor.
+
+        Example:
+
+        >>> optimizer = LossScaleOptimizer("sgd")
+        >>> bool(optimizer.check_finite([keras.ops.array([1.0, float("inf")])]))
+        False
+        """
         return numerics.all_finite(grads)
 
     def apply(
         self,
-        grads: Iterable,
-        trainable_variables: Iterable | None = None,
+        grads: Iterable[Any],
+        trainable_variables: Iterable[Any] | None = None,
         *,
         aggregate_gradients: bool = True,
     ) -> None:
         """Update the variables with the gradients of a scaled loss, if all are finite.
 
-        Where the inner optimizer has ``gradient_accumulation_steps=N``, these are the
-        gradients of a micro-batch: every N-th one that is finite updates, with the
-        mean of N, and one that is not is dropped and replaced by the next.
+        If the inner optimizer has ``gradient_accumulation_steps=N``, these are the
+        gradients of a micro-batch: each N-th finite one updates the variables with the
+        mean of N. One that is not finite is dropped, and the next one takes its place.
+
+        It does not synchronise with the device.
 
         Args:
-            grads: List of gradients, of this replica under a strategy. None and sparse
-                gradients are allowed.
-            trainable_variables: The variables they belong to. Defaults to those the
-                optimizer was built with.
+            grads: Gradients, of this replica under a strategy: tensors of the
+                variables' shapes and any float dtypes, sparse gradients or None.
+            trainable_variables: The variables they belong to. Defaults to those that
+                the optimizer was built with.
             aggregate_gradients: False if ``grads`` are summed over the replicas
-                already. They are judged on all replicas all the same.
+                already. Whether they are finite is still decided over all replicas.
 
         Raises:
-            ValueError: Called outside a replica's context, or under a strategy that
-                the optimizer was not created under.
-
-        Does not synchronise with the device.
+            ValueError: The numbers of gradients and variables differ; or it is called
+                outside of a replica's context, or under another strategy than the
+                optimizer was created under.
         """
         grads = list(grads)
         if trainable_variables is not None:
@@ -222,7 +251,7 @@ class LossScaleOptimizer(Proxy):
         variables = self._variables_of(grads, trainable_variables)
         unscaled = self._loop.are_unscaled()
         if unscaled and self._all_reduce_dtype:
-            # The scale is what keeps them inside the narrower range on their way.
+            # Scaled gradients fit the narrower dtype in which they are summed.
             scale = self._scaler.scale
             grads = [numerics.rescale(gradient, scale) for gradient in grads]
             unscaled = False
@@ -237,14 +266,31 @@ class LossScaleOptimizer(Proxy):
         ).run()
 
     def apply_gradients(
-        self, grads_and_vars: Iterable, *, aggregate_gradients: bool = True
+        self,
+        grads_and_vars: Iterable[tuple[Any, Any]],
+        *,
+        aggregate_gradients: bool = True,
     ) -> Any:
-        """Call `apply` with pairs of gradients and variables; return ``iterations``."""
+        """Call `apply` with pairs of gradients and variables, as in tf.keras.
+
+        Args:
+            grads_and_vars: Pairs of a gradient and its variable.
+            aggregate_gradients: As for `apply`.
+
+        Returns:
+            The variable ``iterations``: a scalar int, the updates of the inner
+            optimizer so far.
+
+        Raises:
+            ValueError: As for `apply`.
+        """
         grads, trainable_variables = zip(*grads_and_vars, strict=True)
         self.apply(grads, trainable_variables, aggregate_gradients=aggregate_gradients)
         return self._iterations
 
-    def _variables_of(self, grads, trainable_variables):
+    def _variables_of(
+        self, grads: list[Any], trainable_variables: list[Any] | None
+    ) -> list[Any]:
         variables = trainable_variables
         if variables is None:
             variables = self._trainable_variables
@@ -256,8 +302,27 @@ class LossScaleOptimizer(Proxy):
             )
         return variables
 
-    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
-        """Return what `apply` would make of the variables, for stateless backends."""
+    def stateless_apply(
+        self,
+        optimizer_variables: Sequence[Any],
+        grads: Sequence[Any],
+        trainable_variables: Sequence[Any],
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Return the values that `apply` would assign to the variables.
+
+        For training loops that keep all state themselves, as with JAX. The optimizer
+        must have been built. It does not synchronise with the device.
+
+        Args:
+            optimizer_variables: Values of ``optimizer.variables``, in that order.
+            grads: Gradients of a scaled loss, a tensor for each trainable variable.
+            trainable_variables: Values of the variables that the optimizer was built
+                with, in that order.
+
+        Returns:
+            The new values of the trainable variables and of the optimizer's variables:
+            two sequences of tensors of the same shapes and dtypes.
+        """
         mapping = list(zip(self.variables, optimizer_variables, strict=True))
         with keras.StatelessScope(state_mapping=mapping) as scope:
             verdict = self._scaler.judge(grads, unscaled=False)
@@ -279,25 +344,25 @@ class LossScaleOptimizer(Proxy):
     def in_train_step(self) -> contextlib.AbstractContextManager[None]:
         """Return a context for one whole step: forward pass, gradients and `apply`.
 
-        There, gradients of a loss that was never scaled are taken as they are.
+        In it, gradients of a loss that was never scaled are not divided by the scale.
         """
         return self._loop.whole_step()
 
     def count_loss(self, nonfinite: Any) -> None:
         """Count a step whose loss was not finite.
 
-        Args:
-            nonfinite: Scalar bool tensor, of this replica: whether it was not.
+        It does not synchronise with the device.
 
-        Does not synchronise with the device.
+        Args:
+            nonfinite: Scalar bool tensor: whether this replica's loss was inf or NaN.
         """
         self._scaler.count_loss(nonfinite)
 
-    # What a person reads.
+    # Counters.
 
     @property
     def skipped_steps(self) -> Any:
-        """Steps skipped so far, as a scalar int tensor that needs no synchronising."""
+        """Steps skipped so far, a scalar int tensor; does not synchronise."""
         return self._scaler.skipped
 
     def stats(self) -> dict[str, float | int]:
@@ -308,9 +373,9 @@ class LossScaleOptimizer(Proxy):
             ints ``steps`` (calls of `apply`), ``applied``, ``skipped``,
             ``consecutive_skipped`` (the current run of skipped steps), ``growths`` and
             ``backoffs`` (changes of the scale), and ``nonfinite_losses`` (steps whose
-            loss was inf or NaN, skipped or not; `keras_mp.compile` has the steps of
-            ``fit`` and ``train_on_batch`` counted, loops of your own are not; across
-            machines, each counts its own).
+            loss was inf or NaN, skipped or not: those of ``fit`` and
+            ``train_on_batch`` after `keras_mp.compile`, not those of your own loops;
+            each machine counts its own).
 
         Synchronises with the device.
         """
@@ -319,9 +384,12 @@ class LossScaleOptimizer(Proxy):
     def overflows_by_replica(self) -> list[int]:
         """Return how often each replica's own gradients were not finite.
 
-        The replicas of all machines, in the order of ``replica_id_in_sync_group``. Not
-        a sum over the skipped steps: several replicas may overflow in one, or none,
-        where only their sum is too large.
+        The counts need not add up to the skipped steps: in one step several replicas
+        may overflow, or none, if only the sum of their gradients is too large.
+
+        Returns:
+            A list with a count for each replica of all machines, in the order of
+            ``replica_id_in_sync_group``.
 
         Synchronises with the device.
         """
@@ -330,15 +398,15 @@ class LossScaleOptimizer(Proxy):
     # Saving.
 
     def save_own_variables(self, store: Any) -> None:
-        """Write Keras's variables under Keras's keys, and ours under their names."""
+        """Write the variables of Keras's class by its keys, others by their names."""
         checkpoint.save(self, self._variables, store)
 
     def load_own_variables(self, store: Any) -> None:
         """Read a checkpoint of this class, of Keras's class or of the bare optimizer.
 
-        State that the checkpoint does not hold, and counts of another number of
-        replicas, start afresh. A scale that the rule does not allow, such as the 0 or
-        inf that Keras's class can reach, is moved into the rule's range.
+        State that the checkpoint does not have, and counts of another number of
+        replicas, keep their values. A scale that the rule does not allow, such as the 0
+        or inf that Keras's class can reach, is moved into the rule's range.
         """
         loaded = checkpoint.load(self, self._variables, store)
         if loaded is None:
@@ -346,8 +414,8 @@ class LossScaleOptimizer(Proxy):
         elif loaded == "all":
             self._scaler.adopt_state()
 
-    def get_config(self):
-        """Return a new dict; Keras's own four keys where they say it all."""
+    def get_config(self) -> dict[str, Any]:
+        """Return a new dict; Keras's class reads it if it has Keras's keys only."""
         config = {
             "name": self.name,
             "inner_optimizer": keras.saving.serialize_keras_object(
@@ -365,7 +433,9 @@ class LossScaleOptimizer(Proxy):
         return config
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> "LossScaleOptimizer":
         """Build an optimizer from a config of this class or of Keras's."""
         inner_optimizer = keras.saving.deserialize_keras_object(
             config["inner_optimizer"], custom_objects=custom_objects

@@ -52,7 +52,7 @@ class Proxy(keras.optimizers.LossScaleOptimizer):
             delattr(self, attribute)
         self._is_proxy = True
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         inner = self.__dict__.get("inner_optimizer")
         if inner is None or (name.startswith("_") and name not in _OF_INNER):
             raise AttributeError(
@@ -60,26 +60,28 @@ class Proxy(keras.optimizers.LossScaleOptimizer):
             )
         return getattr(inner, name)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         inner = self.__dict__.get("inner_optimizer")
         if inner is not None and self._is_of_inner(inner, name):
             setattr(inner, name, value)
         else:
             super().__setattr__(name, value)
 
-    def _is_of_inner(self, inner, name):
+    def _is_of_inner(self, inner: keras.optimizers.Optimizer, name: str) -> bool:
         if name in _OF_INNER:
             return self._is_proxy
         own = name in self.__dict__ or hasattr(type(self), name)
         return not own and not name.startswith("_") and hasattr(inner, name)
 
-    def build(self, var_list: Iterable) -> None:
+    def build(self, var_list: Iterable[Any]) -> None:
         """Create the inner optimizer's variables, unless it has them."""
         if not self.inner_optimizer.built:
             distribute.run_once(lambda: self.inner_optimizer.build(var_list))
 
     def exclude_from_weight_decay(
-        self, var_list: Iterable | None = None, var_names: Iterable | None = None
+        self,
+        var_list: Iterable[Any] | None = None,
+        var_names: Iterable[str] | None = None,
     ) -> None:
         """Exclude variables from the inner optimizer's weight decay."""
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
@@ -92,5 +94,5 @@ class Proxy(keras.optimizers.LossScaleOptimizer):
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, value):
+    def learning_rate(self, value: Any) -> None:
         self.inner_optimizer.learning_rate = value

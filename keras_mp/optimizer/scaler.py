@@ -1,5 +1,7 @@
 """The scale, its rule's state and the counters, as variables of an optimizer."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -50,7 +52,7 @@ class Scaler:
                 created[field] = _scalar(optimizer, field, value)
         self.state = {field: created[field] for field in first._fields}
         replicas = distribute.replicas()
-        self._overflows = None
+        self._overflows: Any = None
         if replicas > 1:
             self._overflows = optimizer.add_variable(
                 (replicas,), dtype="int", aggregation="none", name="overflows"

@@ -9,6 +9,7 @@ taken where the replicas meet: a branch taken inside a replica may hold no
 
 import contextlib
 import functools
+from typing import Any
 
 from keras import ops
 
@@ -42,7 +43,7 @@ class Step:
         self._aggregated = aggregated
         self._wire_dtype = wire_dtype
         self._scale = None if unscaled else scaler.scale
-        self._window = None
+        self._window: Any = None
         if inner.gradient_accumulation_steps:
             self._window = Window(inner, variables, self._scale)
         self._plan = fused.Plan(inner, self._scale, gradients, variables)

@@ -42,6 +42,9 @@ class LossScale:
     All methods are pure: they change nothing, and do not synchronise with the device.
     """
 
+    #: The scale of the first step.
+    initial_scale: float
+
     #: True if `update` reads ``verdict.largest``.
     needs_largest: ClassVar[bool] = False
 

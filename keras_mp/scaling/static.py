@@ -51,7 +51,7 @@ class StaticLossScale(base.LossScale):
         self._store(scale=base.checked_scale(owner, "scale", self.scale))
 
     @property
-    def initial_scale(self) -> float:
+    def initial_scale(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The scale, under the name the other rules use."""
         return self.scale
 
