@@ -8,17 +8,26 @@ denies them low precision.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import keras
 from keras import ops
 
 from keras_mp import casts, dtypes, private
 
+Operation = Callable[..., Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
+
+@overload
+def float32(function: Function, *, output_dtype: str | None = None) -> Function: ...
+@overload
 def float32(
-    function: Callable | None = None, *, output_dtype: str | None = None
-) -> Callable:
+    function: None = None, *, output_dtype: str | None = None
+) -> Callable[[Function], Function]: ...
+def float32(
+    function: Callable[..., Any] | None = None, *, output_dtype: str | None = None
+) -> Callable[..., Any]:
     """Decorate a function or a layer's ``call`` so that it computes in float32.
 
     Its float16 and bfloat16 arguments, tensors, arrays and variables in any structure
@@ -39,7 +48,7 @@ def float32(
 
     Raises:
         TypeError: ``function`` cannot be called, or is a layer.
-        ValueError: ``output_dtype`` is no float dtype.
+        ValueError: ``output_dtype`` is not a float dtype.
 
     Does not synchronise with the device.
 
@@ -66,30 +75,31 @@ def float32(
         )
 
     @functools.wraps(function)
-    def in_float32(*args, **kwargs):
-        dtype = _common_dtype((args, kwargs))
+    def in_float32(*args: Any, **kwargs: Any) -> Any:
+        dtype = output_dtype
+        if dtype is None:
+            common = _common_dtype((args, kwargs))
+            dtype = common if common in dtypes.LOW_PRECISION else None
         with private.variables.variables_as_stored():
             args, kwargs = keras.tree.map_structure(_widened, (args, kwargs))
             outputs = function(*args, **kwargs)
-        if output_dtype is None and dtype not in dtypes.LOW_PRECISION:
-            return outputs
-        return casts.cast_floats(outputs, output_dtype or dtype)
+        return outputs if dtype is None else casts.cast_floats(outputs, dtype)
 
     return in_float32
 
 
-def _common_dtype(structure):
+def _common_dtype(structure: Any) -> str | None:
     """Return the dtype of a result of the floats in ``structure``; None without any."""
     found = list(filter(None, map(_float_dtype, keras.tree.flatten(structure))))
     return keras.backend.result_type(*found) if found else None
 
 
-def _widened(leaf):
+def _widened(leaf: Any) -> Any:
     low = _float_dtype(leaf) in dtypes.LOW_PRECISION
     return private.tensors.cast_with_mask(leaf, "float32") if low else leaf
 
 
-def _float_dtype(leaf):
+def _float_dtype(leaf: Any) -> str | None:
     """Return the dtype of an array, tensor or variable if it is a float, else None."""
     if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
         return None
@@ -97,7 +107,7 @@ def _float_dtype(leaf):
     return dtype if keras.backend.is_float_dtype(dtype) else None
 
 
-def _in_float32(name: str) -> Callable[..., Any]:
+def _in_float32(name: str) -> Operation:
     """Return the operation of `keras.ops` by that name, computed in float32."""
     function = float32(getattr(ops, name))
     function.__module__ = __name__
@@ -109,38 +119,38 @@ def _in_float32(name: str) -> Callable[..., Any]:
 
 
 # Sums of exponentials.
-softmax = _in_float32("softmax")
-log_softmax = _in_float32("log_softmax")
-logsumexp = _in_float32("logsumexp")
-softplus = _in_float32("softplus")
+softmax: Operation = _in_float32("softmax")
+log_softmax: Operation = _in_float32("log_softmax")
+logsumexp: Operation = _in_float32("logsumexp")
+softplus: Operation = _in_float32("softplus")
 
 # Sums and products.
-sum = _in_float32("sum")
-cumsum = _in_float32("cumsum")
-prod = _in_float32("prod")
-cumprod = _in_float32("cumprod")
-mean = _in_float32("mean")
-average = _in_float32("average")
+sum: Operation = _in_float32("sum")
+cumsum: Operation = _in_float32("cumsum")
+prod: Operation = _in_float32("prod")
+cumprod: Operation = _in_float32("cumprod")
+mean: Operation = _in_float32("mean")
+average: Operation = _in_float32("average")
 
 # Sums of squares.
-var = _in_float32("var")
-std = _in_float32("std")
-norm = _in_float32("norm")
-normalize = _in_float32("normalize")
+var: Operation = _in_float32("var")
+std: Operation = _in_float32("std")
+norm: Operation = _in_float32("norm")
+normalize: Operation = _in_float32("normalize")
 
 # Steep functions.
-exp = _in_float32("exp")
-expm1 = _in_float32("expm1")
-log = _in_float32("log")
-log1p = _in_float32("log1p")
-log2 = _in_float32("log2")
-log10 = _in_float32("log10")
-power = _in_float32("power")
-reciprocal = _in_float32("reciprocal")
-rsqrt = _in_float32("rsqrt")
-arccos = _in_float32("arccos")
-arcsin = _in_float32("arcsin")
-cosh = _in_float32("cosh")
-sinh = _in_float32("sinh")
-tan = _in_float32("tan")
-erfinv = _in_float32("erfinv")
+exp: Operation = _in_float32("exp")
+expm1: Operation = _in_float32("expm1")
+log: Operation = _in_float32("log")
+log1p: Operation = _in_float32("log1p")
+log2: Operation = _in_float32("log2")
+log10: Operation = _in_float32("log10")
+power: Operation = _in_float32("power")
+reciprocal: Operation = _in_float32("reciprocal")
+rsqrt: Operation = _in_float32("rsqrt")
+arccos: Operation = _in_float32("arccos")
+arcsin: Operation = _in_float32("arcsin")
+cosh: Operation = _in_float32("cosh")
+sinh: Operation = _in_float32("sinh")
+tan: Operation = _in_float32("tan")
+erfinv: Operation = _in_float32("erfinv")

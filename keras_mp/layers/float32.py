@@ -1,6 +1,7 @@
 """`Float32`: run any layer in float32 inside a low-precision model."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,7 +20,7 @@ class Float32(Island, keras.layers.Layer):
     masks, several or nested inputs and outputs, losses and weights work as for the
     layer itself.
 
-    The layer, with all layers inside it, is put under a float32 policy for good.
+    The layer and all layers inside it stay under a float32 policy afterwards.
 
     Args:
         layer: The `keras.layers.Layer` to run, built or not.
@@ -27,10 +28,10 @@ class Float32(Island, keras.layers.Layer):
             ``"float32"`` for the model's head.
         dtype: The outer policy. Defaults to the global one.
         name: Defaults to ``"float32_"`` and the layer's name.
-        **kwargs: Of `keras.layers.Layer`.
+        **kwargs: As for `keras.layers.Layer`.
 
     Raises:
-        TypeError: ``layer`` is no Keras layer.
+        TypeError: ``layer`` is not a Keras layer.
         ValueError: ``layer`` already holds variables in lower precision.
 
     Example:
@@ -61,48 +62,54 @@ class Float32(Island, keras.layers.Layer):
             **kwargs,
         )
         self.layer = layer
-        self.supports_masking = layer.supports_masking
+        self.supports_masking: bool = layer.supports_masking
         private.layers.take_build_contract(self.build, layer.build)
         self._put_in_float32()
 
-    def _put_in_float32(self):
+    def _put_in_float32(self) -> None:
         for inner in private.layers.walk(self.layer):
             policies.put_under(inner, policies.FLOAT32)
 
-    def build(self, *args, **kwargs):
-        """Build the layer; takes the shapes that its own ``build`` takes."""
+    def build(self, *args: Any, **kwargs: Any) -> None:
+        """Build the layer, with the arguments of its own ``build``."""
         if not self.layer.built:
             with policies.policy_scope("float32"):
                 self.layer.build(*args, **kwargs)
             self._put_in_float32()
 
-    def get_build_config(self):
+    def get_build_config(self) -> dict[str, Any]:
         return {"layer": self.layer.get_build_config()}
 
-    def build_from_config(self, config):
+    def build_from_config(self, config: dict[str, Any]) -> None:
         if not self.layer.built and config["layer"]:
             self.layer.build_from_config(config["layer"])
         self.built = True
 
     @property
-    def call(self):
-        """Call the layer; has its signature, so Keras passes masks and `training`."""
+    def call(self) -> Callable[..., Any]:
+        """A function that calls the layer.
+
+        It has the signature of the layer's ``call``, so that Keras passes masks and
+        ``training``.
+        """
 
         @functools.wraps(self._wrapped.call)
-        def call(*args, **kwargs):
+        def call(*args: Any, **kwargs: Any) -> Any:
             return self.handed_back(self._wrapped(*args, **kwargs))
 
         return call
 
-    def compute_mask(self, inputs, previous_mask):
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         return self.layer.compute_mask(inputs, previous_mask)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         layer = keras.saving.serialize_keras_object(self.layer)
         return {**super().get_config(), "layer": layer}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> "Float32":
         layer = keras.saving.deserialize_keras_object(
             config["layer"], custom_objects=custom_objects
         )
@@ -111,7 +118,7 @@ class Float32(Island, keras.layers.Layer):
         return cls(layer, dtype=dtype, **rest)
 
 
-def _check_layer(layer):
+def _check_layer(layer: Any) -> None:
     if not isinstance(layer, keras.layers.Layer):
         raise TypeError(
             f"Float32(layer) needs a keras layer. Got {layer!r} of type "

@@ -4,6 +4,8 @@ Each is the Keras layer of the same name and takes its arguments and weights; it
 ``output_dtype``, None for the dtype around the layer or ``"float32"`` for a head.
 """
 
+from typing import Any
+
 import keras
 
 from keras_mp.layers.island import Island
@@ -21,7 +23,7 @@ class Softmax(Island, keras.layers.Softmax):
     'float32'
     """
 
-    def call(self, inputs, mask=None):
+    def call(self, inputs: Any, mask: Any = None) -> Any:
         return self.handed_back(super().call(inputs, mask=mask))
 
 
@@ -36,7 +38,7 @@ class Activation(Island, keras.layers.Activation):
     'float16'
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         return self.handed_back(super().call(inputs))
 
 
@@ -54,7 +56,7 @@ class LayerNormalization(Island, keras.layers.LayerNormalization):
     'float16'
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         return self.handed_back(super().call(inputs))
 
 
@@ -72,5 +74,5 @@ class UnitNormalization(Island, keras.layers.UnitNormalization):
     0.125
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         return self.handed_back(super().call(inputs))
