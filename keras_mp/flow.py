@@ -31,7 +31,7 @@ _IN_KERAS = "_keras_mp_dtype_in_keras"
 
 
 class _Present(threading.local):
-    reader = None
+    reader: str | None = None
 
 
 _present = _Present()

@@ -17,6 +17,7 @@ from keras_mp.wrapping import wrap_once
 _EARLY = 50
 
 _WATCHERS = "_keras_mp_watchers"
+_UNCOUNTED = "_keras_mp_uncounted"
 
 
 def watch(
@@ -45,7 +46,8 @@ def _watched(model, watchers, fit):
 
     @functools.wraps(fit)
     def watched(*args, **kwargs):
-        run = _Run(model, [begin() for begin in watchers.values()], watched.__code__)
+        looks = [begin() for begin in watchers.values()]
+        run = _Run(model, looks, watched.__code__)  # pyright: ignore
         with run.counting():
             history = fit(*args, **kwargs)
         run.look()
@@ -75,7 +77,7 @@ class _Run:
 
         def make_counted(*args, **kwargs):
             make(*args, **kwargs)
-            if not hasattr(model.train_function, "_keras_mp_uncounted"):
+            if not hasattr(model.train_function, _UNCOUNTED):
                 model.train_function = self._counted(model.train_function)
 
         with (
@@ -86,7 +88,7 @@ class _Run:
                 yield
             finally:
                 step = model.train_function
-                model.train_function = getattr(step, "_keras_mp_uncounted", step)
+                model.train_function = getattr(step, _UNCOUNTED, step)
 
     def _counted(self, function):
         """Return ``function``, which runs some steps, with a look where it is due."""
@@ -99,7 +101,7 @@ class _Run:
                 self.look()
             return logs
 
-        counted._keras_mp_uncounted = function
+        setattr(counted, _UNCOUNTED, function)
         return counted
 
     def look(self):
@@ -113,7 +115,7 @@ class _Run:
 
     def _level(self):
         """Return the ``stacklevel`` of who called ``fit``, for a warning of `look`."""
-        frame, level = inspect.currentframe().f_back, 2
+        frame, level = inspect.currentframe(), 1
         while frame is not None and frame.f_code is not self._caller:
             frame, level = frame.f_back, level + 1
         return level

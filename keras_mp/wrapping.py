@@ -33,7 +33,7 @@ def is_wrapped(owner: Any, method: str, mark: str) -> bool:
     return wrapped is not None and any(each is wrapped for each in layers_of_wrapping)
 
 
-def _unwrapped_step_by_step(function: Callable) -> Iterator[Callable]:
+def _unwrapped_step_by_step(function: Any) -> Iterator[Any]:
     """Yield ``function``, what it wraps, what that wraps, and so on."""
     while function is not None:
         yield function

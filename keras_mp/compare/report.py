@@ -16,7 +16,7 @@ import tensorflow as tf
 import keras_mp
 from keras_mp.compare.runner import BASELINE, Run
 from keras_mp.compare.tasks import Job, Task
-from keras_mp.tables import aligned, number
+from keras_mp.tables import Cell, aligned, number
 
 MIB = 2**20
 EMULATED = "emulated"
@@ -97,10 +97,10 @@ def _validation(run: Run) -> float | None:
 
 
 def table(comparison: Comparison) -> str:
-    """The rows as aligned text."""
+    """Return the rows as aligned text."""
     metric = f"val {comparison.runs[0].metric}"[:14]
     head = ["", metric, "difference", "ms/step", "speed-up", "memory"]
-    lines = [head + ["final scale", "growths", "skipped"]]
+    lines: list[list[Cell]] = [[*head, "final scale", "growths", "skipped"]]
     for row in rows(comparison):
         speed_up = number(row["speed_up"], ".2f", "x")
         lines.append(

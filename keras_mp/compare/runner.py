@@ -204,7 +204,7 @@ def variables_of(policy: str) -> dict[str, str]:
     return {"TF_ENABLE_ONEDNN_OPTS": "0"} if hidden and emulated else {}
 
 
-def _preamble(ready: dict) -> list[str]:
+def _preamble(ready: dict[str, Any]) -> list[str]:
     return [
         f"  device:  {ready['device']}",
         *(f"  note:    {note}" for note in ready["notes"]),
@@ -218,12 +218,12 @@ def _heading(runs: list[Run]) -> str:
     names = [run.policy.center(pair) for run in runs]
     above = line(["", *names], [EPOCH, *[pair] * len(runs)])
     metric = f"val {runs[0].metric}"[: COLUMNS[1]]
-    cells = ["epoch", *["loss", metric] * len(runs)]
+    cells: list[Cell] = ["epoch", *["loss", metric] * len(runs)]
     return f"\n{above}\n{_row(cells, 'loss scale' if runs[-1].scale else None)}"
 
 
 def _line(runs: list[Run], epoch: int) -> str:
-    cells = [str(epoch + 1)]
+    cells: list[Cell] = [str(epoch + 1)]
     for run in runs:
         value = run.epochs[epoch]["validation"].get(run.metric)
         cells += [number(run.loss(epoch), "#.5g"), number(value, "#.5g")]
@@ -231,6 +231,6 @@ def _line(runs: list[Run], epoch: int) -> str:
 
 
 def _row(cells: list[Cell], scale: Cell) -> str:
-    """The cells of an epoch; the last column is left out where there is no scale."""
+    """Return the line of an epoch, without a last column if there is no scale."""
     widths = [EPOCH, *COLUMNS * (len(cells) // 2), SCALE]
     return line([*cells, scale or ""], widths)

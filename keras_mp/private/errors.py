@@ -64,7 +64,7 @@ def without_kernel(model, error):
 
 
 _LIBRARIES = [
-    os.path.dirname(module.__file__) + os.sep
+    os.path.dirname(str(module.__file__)) + os.sep
     for module in (keras, sys.modules[__name__.split(".")[0]])
 ]
 

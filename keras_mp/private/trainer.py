@@ -104,7 +104,8 @@ def build_from(model, batches):
     def build(iterator=None, data_batch=None):
         if type(model).call is keras.Model.call:
             return
-        with strategy_of(model).scope():
+        strategy = strategy_of(model)
+        with strategy.scope() if strategy else contextlib.nullcontext():
             if iterator is not None:
                 iterator = batches(iterator)
             model._symbolic_build(iterator=iterator, data_batch=data_batch)
