@@ -10,15 +10,13 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
 from support import network
-from support.processes import environments, launch
+from support.processes import Forked, deadline, environments
 
 WORKERS = 2
 TIMEOUT = 150  # seconds; a run takes about 20 on two busy cores, a deadlock for ever
@@ -30,43 +28,25 @@ PATIENCE = 20  # seconds for a step that takes a tenth of one unless workers dea
 def run_workers(case, *arguments):
     """Run ``case`` on all workers and return what each printed last, from JSON."""
     with workers(case, *arguments) as processes:
-        outputs = [process.communicate() for process in processes]
-        for process, (_, errors) in zip(processes, outputs, strict=True):
-            assert process.returncode == 0, errors[-4000:]
-    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+        outputs = [process.stdout.read() for process in processes]
+        for process in processes:
+            process.wait()
+            assert process.returncode == 0, process.errors()[-4000:]
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
 @contextlib.contextmanager
 def workers(case, *arguments):
     """Start a process for each worker; none is left afterwards or after TIMEOUT."""
-    processes = [
-        start(environment, case, *arguments)
-        for environment in environments("multi-worker-2")
-    ]
-
-    def kill():
-        for process in processes:
-            process.kill()
-
-    watchdog = threading.Timer(TIMEOUT, kill)
-    watchdog.start()
-    try:
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                contextlib.closing(Forked(__file__, case, *arguments, environment=e))
+            )
+            for e in environments("multi-worker-2")
+        ]
+        stack.enter_context(deadline(TIMEOUT, *processes))
         yield processes
-    finally:
-        watchdog.cancel()
-        kill()
-        for process in processes:
-            process.communicate()
-
-
-def start(environment, *command):
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", __file__, *command],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def same_on_all(key, case="train"):
@@ -115,7 +95,7 @@ def test_killed_worker_and_its_peer_resume_as_if_nothing_had_been(tmp_path):
         victim.wait()
         assert victim.returncode == -signal.SIGKILL
         # The peer waits for the victim, or has noticed: it cannot have finished.
-        assert peer.poll() != 0
+        assert peer.returncode != 0
     resumed, other = run_workers("resumed", str(tmp_path))
     assert resumed == other
     assert resumed["epochs"] == [2, 3]
@@ -139,10 +119,11 @@ def test_what_crosses_the_network():
 
 @pytest.mark.skipif(not COUNTS_BYTES, reason="counts bytes as Linux does")
 def test_bytes_of_other_processes_are_not_counted():
-    (environment,) = environments("one-device")
-    with network.sent_to_itself(10_000):
-        other = launch("network", environment, stdout=subprocess.PIPE)
-        assert other.communicate()[0] == "1000\n"
+    with (
+        network.sent_to_itself(10_000),
+        contextlib.closing(Forked("support.network")) as other,
+    ):
+        assert other.stdout.read() == "1000\n"
 
 
 # Keras alone.
@@ -156,9 +137,9 @@ def test_keras_cannot_fit_on_several_workers():
 def test_keras_own_class_does_not_survive_an_overflow_on_one_worker():
     with workers("keras_loop") as processes:
         for process in processes:
-            assert process.stdout.readline() == "ready\n", process.stderr.read()[-4000:]
+            assert process.stdout.readline() == "ready\n", process.errors()[-4000:]
         time.sleep(PATIENCE)
-        assert [process.poll() for process in processes] != [0] * WORKERS
+        assert [process.returncode for process in processes] != [0] * WORKERS
 
 
 # What runs in the workers.

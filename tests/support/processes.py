@@ -5,45 +5,143 @@ makes one strategy; and a wrong collective hangs, so each process is watched fro
 outside.
 """
 
+import contextlib
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
-import subprocess
+import runpy
 import sys
+import tempfile
+import threading
+import traceback
+import warnings
 
 from keras_mp.processes import free_addresses
 
 from .cells import STRATEGIES
 
 
-def launch(module, environment, **streams):
-    """Start a module of this package as a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", f"{__package__}.{module}"]
-    return subprocess.Popen(command, env=os.environ | environment, text=True, **streams)
+class Forked:
+    """A Python program in a process that starts with TensorFlow imported.
+
+    It is forked from a process that has imported TensorFlow and not used it yet, which
+    saves each program the seconds that the import takes.
+
+    Args:
+        program: Path of a file, or name of a module, that is run as ``__main__``.
+        *arguments: Its command line.
+        environment: Variables of its environment, beside those of this process.
+    """
+
+    def __init__(self, program, *arguments, environment=()):
+        reader, writer = _SERVER.Pipe(duplex=False)
+        self._errors = tempfile.NamedTemporaryFile("r", errors="replace")
+        self._process = _SERVER.Process(
+            target=_run,
+            args=(program, arguments, dict(environment), writer, self._errors.name),
+            daemon=True,
+        )
+        with _LOCK:
+            self._process.start()
+        writer.close()
+        self.stdout = os.fdopen(os.dup(reader.fileno()))
+        reader.close()
+
+    @property
+    def returncode(self):
+        """Its exit status, the negative of a signal that ended it, or None so far."""
+        with _LOCK:
+            return self._process.exitcode
+
+    def errors(self):
+        """Return what it has written to standard error."""
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def wait(self):
+        """Wait for its end."""
+        multiprocessing.connection.wait([self._process.sentinel])
+
+    def send_signal(self, number):
+        """Send it a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, number)
+
+    def kill(self):
+        """End it at once, if it still runs."""
+        self._process.kill()
+
+    def close(self):
+        """End it, and let go of its files."""
+        self.kill()
+        self.wait()
+        self.stdout.close()
+        self._errors.close()
+
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["keras_mp"])
+# An exit status can be read once, and whoever starts a process reads those of all.
+_LOCK = threading.Lock()
+
+
+def _run(program, arguments, environment, stdout, stderr):
+    """Run ``program`` in this process, and end it."""
+    os.dup2(stdout.fileno(), 1)
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND), 2)
+    os.environ.update(environment)
+    sys.argv = [program, *arguments]
+    warnings.simplefilter("ignore")
+    status = 0
+    try:
+        run = runpy.run_path if os.path.isabs(program) else runpy.run_module
+        run(program, run_name="__main__")
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python's own way out takes apart all graphs, for up to half a minute.
+    os._exit(status)
 
 
 def run_alone(file, *arguments):
     """Run ``file`` in a process and return what it printed last, as JSON.
 
     Raises:
-        subprocess.TimeoutExpired: It took far longer than the half minute it should
-            on two busy cores; a deadlock would take for ever.
+        AssertionError: It failed, or was ended because it took far longer than the
+            half minute that it should on two busy cores; a deadlock takes for ever.
     """
-    command = [sys.executable, "-W", "ignore", file, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    with contextlib.closing(Forked(file, *arguments)) as process:
+        with deadline(240, process):
+            output = process.stdout.read()
+            process.wait()
+        assert process.returncode == 0, process.errors()[-4000:]
+        return json.loads(output.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def deadline(seconds, *processes):
+    """End the processes if they take longer."""
+    timers = [threading.Timer(seconds, process.kill) for process in processes]
+    for timer in timers:
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def environments(strategy):
     """Return the environment of each process that ``strategy`` needs."""
     processes = STRATEGIES[strategy].processes
-    # Tests are found where this process found them; TensorFlow's notes are no news.
-    common = {"PYTHONPATH": os.pathsep.join(sys.path), "TF_CPP_MIN_LOG_LEVEL": "3"}
     if processes == 1:
-        return [common]
+        return [{}]
     workers = free_addresses(processes)
     return [
-        common | {"TF_CONFIG": json.dumps(_cluster(workers, index))}
+        {"TF_CONFIG": json.dumps(_cluster(workers, index))}
         for index in range(processes)
     ]
 

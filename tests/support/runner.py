@@ -10,8 +10,6 @@ import concurrent.futures
 import json
 import queue
 import signal
-import subprocess
-import tempfile
 import threading
 import time
 
@@ -105,7 +103,6 @@ class _Group:
         self._ready = collections.defaultdict(set)
         self._exits = {}
         self._workers = []
-        self._errors = []
         job = {
             "owner": self._owner,
             "strategy": strategy,
@@ -125,26 +122,15 @@ class _Group:
                 if len(self._ready[_key(cell)]) < len(self._workers):
                     return
         finally:
-            for worker, errors in zip(self._workers, self._errors, strict=True):
+            for worker in self._workers:
                 worker.kill()
                 worker.wait()
-                errors.close()
 
     def _start(self, environment, job):
-        errors = tempfile.TemporaryFile("w+")
-        with tempfile.TemporaryFile("w+") as stdin:
-            stdin.write(job)
-            stdin.seek(0)
-            worker = processes.launch(
-                "worker",
-                environment,
-                stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-            )
+        program = f"{__package__}.worker"
+        worker = processes.Forked(program, job, environment=environment)
         arguments = (len(self._workers), worker)
         self._workers.append(worker)
-        self._errors.append(errors)
         threading.Thread(target=self._listen, args=arguments, daemon=True).start()
 
     def _listen(self, index, worker):
@@ -153,7 +139,8 @@ class _Group:
             for line in lines:
                 if line.startswith("{"):
                     self._lines.put((index, json.loads(line)))
-        self._lines.put((index, {"event": "exit", "code": worker.wait()}))
+        worker.wait()
+        self._lines.put((index, {"event": "exit", "code": worker.returncode}))
 
     def _watch(self, key, limit):
         """Wait until each worker is through with cell ``key``, or will not be."""
@@ -205,10 +192,7 @@ class _Group:
         for worker in self._workers:
             worker.send_signal(signal.SIGUSR1)  # those that wait say where
         time.sleep(1)
-        words = []
-        for errors in self._errors:
-            errors.seek(0)
-            words.append(errors.read()[-3000:])
+        words = [worker.errors()[-3000:] for worker in self._workers]
         return {"outcome": outcome, "reason": reason, "traceback": "\n".join(words)}
 
 
