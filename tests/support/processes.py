@@ -111,10 +111,10 @@ def run_alone(file, *arguments):
 
     Raises:
         AssertionError: It failed, or was ended because it took far longer than the
-            half minute that it should on two busy cores; a deadlock takes for ever.
+            half minute that it should on two cores; a deadlock takes for ever.
     """
     with contextlib.closing(Forked(file, *arguments)) as process:
-        with deadline(240, process):
+        with deadline(600, process):
             output = process.stdout.read()
             process.wait()
         assert process.returncode == 0, process.errors()[-4000:]
