@@ -7,7 +7,6 @@ it is the speed to reach, not a way to train.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 from benchmarks import steps, timing
@@ -22,6 +21,7 @@ COLUMNS = {
     "mixed_bfloat16, keras_mp": ("mixed_bfloat16", "keras_mp"),
     "bfloat16": ("bfloat16", "bare"),
 }
+PAIRS = [(name, "bfloat16") for name in ("mixed_bfloat16", "mixed_bfloat16, keras_mp")]
 
 
 def measure(
@@ -30,15 +30,14 @@ def measure(
     """Time each model with SGD and Adam under each policy, in paired rounds.
 
     Returns:
-        Dicts of ``model``, ``optimizer`` and ``seconds``: for each column, the seconds
-        per step of each round.
+        Dicts of ``model``, ``optimizer`` and a `timing.summary` of the columns.
     """
     results = []
     for model in models:
         for optimizer in steps.OPTIMIZERS:
             show(f"  casts: {WORKLOADS[model].title}, {optimizer}")
-            seconds = alone(_time, model, optimizer, rounds)
-            results.append({"model": model, "optimizer": optimizer, "seconds": seconds})
+            timed = alone(_time, model, optimizer, rounds)
+            results.append({"model": model, "optimizer": optimizer} | timed)
     return results
 
 
@@ -48,12 +47,8 @@ def table(results: list[dict]) -> str:
     head += ["mixed / pure", "keras_mp / pure"]
     rows = []
     for result in results:
-        seconds = result["seconds"]
-        milliseconds = (statistics.median(seconds[name]) * 1000 for name in COLUMNS)
-        behind = (
-            timing.median_ratio(seconds[name], seconds["bfloat16"])
-            for name in ("mixed_bfloat16", "mixed_bfloat16, keras_mp")
-        )
+        milliseconds = (timing.milliseconds(result, name) for name in COLUMNS)
+        behind = (timing.median_ratio(result, *pair) for pair in PAIRS)
         title = f"{WORKLOADS[result['model']].title}, {result['optimizer']}"
         cells = [number(value, ".1f") for value in milliseconds]
         rows.append([title, *cells, *map(number, behind)])
@@ -66,4 +61,4 @@ def _time(model, optimizer, rounds):
         name: steps.keras_step(workload, candidate, optimizer, policy)
         for name, (policy, candidate) in COLUMNS.items()
     }
-    return timing.paired_rounds(candidates, rounds)
+    return timing.summary([timing.paired_rounds(candidates, rounds)], PAIRS)

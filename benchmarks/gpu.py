@@ -12,7 +12,6 @@ import functools
 import gc
 import multiprocessing
 import signal
-import statistics
 from collections.abc import Callable
 
 import keras
@@ -22,7 +21,7 @@ import keras_mp
 from benchmarks import matmul, torch_peer
 from benchmarks.devices import share_gpus
 from benchmarks.steps import COMPILE, OPTIMIZERS
-from benchmarks.timing import median_ratio, paired_rounds
+from benchmarks.timing import median_ratio, milliseconds, paired_rounds, summary
 from benchmarks.workloads import SEED, sized
 from keras_mp import hardware
 from keras_mp.tables import markdown, number
@@ -35,6 +34,14 @@ POLICIES = {
     "mixed_float16": "mixed_float16",
     "mixed_bfloat16": "mixed_bfloat16",
 }
+
+# Whose times are divided by whose; "float32" is the bare optimizer under that policy.
+PAIRS = [
+    ("float32", "bare"),
+    ("keras_mp", "bare"),
+    ("keras", "bare"),
+    ("torch", "torch bare"),
+]
 
 # On a GPU, a step is 1 to 2 TFLOP, and a cell's candidates are to fit into 16 GB. On a
 # CPU, of interest is only that the code runs.
@@ -63,8 +70,8 @@ def measure(device_kind: str, rounds: int, show: Callable[[str], None]) -> dict:
     Returns:
         Plain values: ``kind``, ``device``, its name, ``matmul``, as `matmul.measure`
         returns it, and ``steps``, a list of cells. A cell has its ``model``, ``size``,
-        ``policy``, the ``seconds`` of a step in each round by candidate, and
-        ``failed``, why a candidate has none.
+        ``policy``, a `timing.summary` of its candidates, and ``failed``, why one did
+        not run.
 
     Raises:
         UserError: There is no GPU.
@@ -219,7 +226,8 @@ def _here(function, *arguments, **options):
 
 def _time(makers, rounds) -> dict:
     candidates, failed = matmul.working(makers)
-    return {"seconds": paired_rounds(candidates, rounds), "failed": failed}
+    seconds = paired_rounds(candidates, rounds)
+    return summary([seconds], PAIRS) | {"failed": failed}
 
 
 def keras_step(
@@ -282,22 +290,19 @@ def table(results: dict) -> str:
 def _row(cell) -> list[str]:
     return [
         _title(cell),
-        number(_milliseconds(cell, "bare")),
+        number(milliseconds(cell, "bare")),
         number(_speed_up(cell)),
-        number(_ratio(cell, "keras_mp", "bare")),
-        number(_ratio(cell, "keras", "bare")),
-        number(_milliseconds(cell, "torch bare")),
-        number(_ratio(cell, "torch", "torch bare")),
+        number(median_ratio(cell, "keras_mp", "bare")),
+        number(median_ratio(cell, "keras", "bare")),
+        number(milliseconds(cell, "torch bare")),
+        number(median_ratio(cell, "torch", "torch bare")),
     ]
 
 
 def _line(cell) -> str:
     """A cell as text."""
-    return (
-        f"  {_title(cell):80} {number(_milliseconds(cell, 'bare'))} ms bare; "
-        f"keras_mp x{number(_ratio(cell, 'keras_mp', 'bare'))}, "
-        f"Keras x{number(_ratio(cell, 'keras', 'bare'))}"
-    )
+    title, bare, _, ours, kerass, *_ = (entry or "-" for entry in _row(cell))
+    return f"  {title:80} {bare} ms bare; keras_mp x{ours}, Keras x{kerass}"
 
 
 def _title(cell) -> str:
@@ -308,18 +313,4 @@ def _title(cell) -> str:
 def _speed_up(cell) -> float | None:
     if cell["policy"] == "float32":
         return 1.0 if "bare" in cell["seconds"] else None
-    return _ratio(cell, "float32", "bare")
-
-
-def _milliseconds(cell: dict, candidate: str) -> float | None:
-    """The candidate's median time of a step; None if it did not run."""
-    seconds = cell["seconds"].get(candidate)
-    return seconds and statistics.median(seconds) * 1000
-
-
-def _ratio(cell: dict, above: str, below: str) -> float | None:
-    """The median ratio of two candidates' times in a round; None if one did not run."""
-    seconds = cell["seconds"]
-    if above not in seconds or below not in seconds:
-        return None
-    return median_ratio(seconds[above], seconds[below])
+    return median_ratio(cell, "float32", "bare")

@@ -8,7 +8,6 @@ name, the weights, the optimizer.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -105,16 +104,16 @@ def measure(
     """Time every layer, and the models with SGD, with islands and without.
 
     Returns:
-        Dicts of ``kind``, ``"layer"`` or ``"model"``, ``name`` and ``seconds``: those
-        of each round, ``"with"`` islands and ``"without"``.
+        Dicts of ``kind``, ``"layer"`` or ``"model"``, ``name`` and a `timing.summary`
+        of the candidates ``"with"`` islands and ``"without"``.
     """
     names = {"layer": list(CASES), "model": models}
     results = []
     for kind, step in _STEPS.items():
         for name in names[kind]:
             show(f"  islands: {name}")
-            seconds = alone(_time, step, name, policy, rounds)
-            results.append({"kind": kind, "name": name, "seconds": seconds})
+            timed = alone(_time, step, name, policy, rounds)
+            results.append({"kind": kind, "name": name} | timed)
     return results
 
 
@@ -125,21 +124,21 @@ def table(results: list[dict]) -> str:
 
 
 def _row(result):
-    with_, without = (result["seconds"][name] for name in ("with", "without"))
     model = result["kind"] == "model"
     title = WORKLOADS[result["name"]].title if model else result["name"]
     return [
         title,
-        *(number(statistics.median(each) * 1000) for each in (without, with_)),
-        number(timing.median_ratio(with_, without)),
-        number(timing.standard_error(with_, without)),
+        number(timing.milliseconds(result, "without")),
+        number(timing.milliseconds(result, "with")),
+        *map(number, result["ratios"]["with / without"]),
     ]
 
 
 def _time(step, name, policy, rounds):
     policies = {"without": keras.DTypePolicy(policy), "with": policy}
     candidates = {which: step(name, policies[which]) for which in policies}
-    return timing.paired_rounds(candidates, rounds)
+    seconds = timing.paired_rounds(candidates, rounds)
+    return timing.summary([seconds], [("with", "without")])
 
 
 def layer_step(name: str, policy: keras.DTypePolicy | str) -> Callable[[], Any]:

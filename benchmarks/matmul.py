@@ -72,9 +72,8 @@ def measure(device_kind: str, rounds: int, build_float32: Callable) -> list[dict
             TF32 is off. All others run here, where it is on.
 
     Returns:
-        For each size: ``size``, ``products`` in a call, ``seconds`` of a call in each
-        round by precision, ``rates``, the median TFLOP/s by precision, and ``failed``,
-        why a precision has neither.
+        For each size: ``size``, ``products`` in a call, ``rates``, the median TFLOP/s
+        by precision, and ``failed``, why a precision has none.
     """
     results = []
     for size in SIZES[device_kind]:
@@ -92,7 +91,6 @@ def measure(device_kind: str, rounds: int, build_float32: Callable) -> list[dict
             {
                 "size": size,
                 "products": products,
-                "seconds": seconds,
                 "rates": {
                     name: rate(size, products, times) for name, times in seconds.items()
                 },

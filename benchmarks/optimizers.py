@@ -6,7 +6,6 @@ in one process the cells of 150 small layers came to 21 GB.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import gc
 import itertools
@@ -21,6 +20,9 @@ from benchmarks.devices import mirrored
 from benchmarks.workloads import WORKLOADS
 from keras_mp.processes import alone
 from keras_mp.tables import markdown, number
+
+#: Whose times are divided by whose.
+PAIRS = [("keras_mp", "bare"), ("keras", "bare"), ("keras_mp", "keras")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,8 @@ def measure(
     """Time every cell of the models; show a line for each.
 
     Returns:
-        For each cell a dict of its fields and ``seconds``: for each candidate and
-        instance, a list with the seconds per step of each round.
+        For each cell a dict of its fields, the number of ``instances``, and a
+        `timing.summary` of these.
     """
     results = []
     for cell in cells(models):
@@ -66,26 +68,14 @@ def measure(
     return results
 
 
-def ratio(result: dict, above: str, below: str) -> tuple[float, float]:
-    """The ratio of two candidates' times in a round, and its standard error."""
-    seconds = result["seconds"]
-    return timing.ratio_over_instances(seconds[above], seconds[below])
-
-
-def milliseconds(result: dict, candidate: str) -> float | None:
-    """The candidate's median time of a step; None if it did not take part."""
-    instances = result["seconds"].get(candidate)
-    return instances and statistics.median(itertools.chain(*instances)) * 1000
-
-
 def line(result: dict) -> str:
     """One result as text."""
     return (
-        f"  {title(result):60} {milliseconds(result, 'bare'):8.2f} ms bare; "
+        f"  {title(result):60} {timing.milliseconds(result, 'bare'):8.2f} ms bare; "
         f"keras_mp {_with_error(result, 'keras_mp', 'bare')}, "
         f"Keras {_with_error(result, 'keras', 'bare')}, "
         f"keras_mp / Keras {_with_error(result, 'keras_mp', 'keras')}; "
-        f"{len(result['seconds']['bare'])} instances"
+        f"{result['instances']} instances"
     )
 
 
@@ -109,12 +99,12 @@ def table(results: list[dict]) -> str:
     rows = [
         [
             title(result),
-            number(milliseconds(result, "bare"), ".1f"),
+            number(timing.milliseconds(result, "bare"), ".1f"),
             _with_error(result, "keras_mp", "bare"),
             _with_error(result, "keras", "bare"),
             _with_error(result, "keras_mp", "keras"),
-            number(milliseconds(result, "torch"), ".1f"),
-            number(milliseconds(result, "jax"), ".1f"),
+            number(timing.milliseconds(result, "torch"), ".1f"),
+            number(timing.milliseconds(result, "jax"), ".1f"),
         ]
         for result in results
     ]
@@ -130,12 +120,16 @@ def summary(results: list[dict]) -> str:
 
 
 def _with_error(result, above, below):
-    median, error = ratio(result, above, below)
+    median, error = _ratio(result, above, below)
     return f"{median:.3f} ± {error:.3f}"
 
 
+def _ratio(result, above, below):
+    return result["ratios"][f"{above} / {below}"]
+
+
 def _spread(results, below):
-    ratios = [ratio(result, "keras_mp", below) for result in results]
+    ratios = [_ratio(result, "keras_mp", below) for result in results]
     medians = [median for median, _ in ratios]
     above = sum(median - 2 * error > 1 for median, error in ratios)
     return (
@@ -164,7 +158,7 @@ def _time(
     cell: Cell, policy: str, rounds: int, patience: float = PATIENCE
 ) -> dict[str, object]:
     strategy = mirrored(cell.replicas)
-    result = dataclasses.asdict(cell) | {"seconds": collections.defaultdict(list)}
+    instances = []
     until = time.monotonic() + patience
     for place in itertools.count():
         candidates = _candidates(cell, policy, strategy, place)
@@ -172,17 +166,17 @@ def _time(
         del candidates
         keras.backend.clear_session()
         gc.collect()
-        for name, each in (seconds | _time_peers(cell, policy, rounds)).items():
-            result["seconds"][name].append(each)
-        if place + 1 < LEAST:
+        instances.append(seconds | _time_peers(cell, policy, rounds))
+        if len(instances) < LEAST:
             continue
-        if time.monotonic() > until or _is_settled(result):
-            return result | {"seconds": dict(result["seconds"])}
+        if time.monotonic() > until or _is_settled(instances):
+            count = {"instances": len(instances)}
+            return dataclasses.asdict(cell) | count | timing.summary(instances, PAIRS)
 
 
-def _is_settled(result):
+def _is_settled(instances):
     for below, limit in LIMITS.items():
-        median, error = ratio(result, "keras_mp", below)
+        median, error = timing.ratio(instances, "keras_mp", below)
         if error > max(PRECISE, abs(median - limit) / 3):
             return False
     return True

@@ -7,7 +7,6 @@ machine adds one tensor to another of the model's size.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 import keras
@@ -48,7 +47,7 @@ def measure(
 
     Returns:
         Dicts of ``model``, ``optimizer``, ``bytes`` (of the gradients), ``bandwidth``
-        in bytes per second and ``seconds``: for each stage, those of each round.
+        in bytes per second and ``seconds``: the median of each stage.
     """
     results = []
     for model in models:
@@ -63,9 +62,7 @@ def table(results: list[dict]) -> str:
     titles = [f"{each['model']}, {each['optimizer']}" for each in results]
     rows = []
     for stage, floor in STAGES.items():
-        cells = [
-            number(statistics.median(each["seconds"][stage]) * 1000) for each in results
-        ]
+        cells = [number(timing.milliseconds(each, stage)) for each in results]
         rows.append([stage, *cells])
         if floor:
             cells = [number(floor_seconds(each, floor) * 1000) for each in results]
@@ -84,12 +81,13 @@ def _time(model, optimizer, rounds):
     gradients = [tf.random.normal(weight.shape) for weight in weights]
     size = sum(gradient.shape.num_elements() for gradient in gradients) * 4
     candidates = _stages(OPTIMIZERS[optimizer], weights, gradients)
-    seconds = timing.paired_rounds(candidates | {"sum": _sum(size)}, rounds)
+    timed = timing.paired_rounds(candidates | {"sum": _sum(size)}, rounds)
+    seconds = timing.summary([timed])["seconds"]
     return {
         "model": model,
         "optimizer": optimizer,
         "bytes": size,
-        "bandwidth": 3 * size / statistics.median(seconds.pop("sum")),
+        "bandwidth": 3 * size / seconds.pop("sum"),
         "seconds": seconds,
     }
 

@@ -10,10 +10,13 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 WARM_UP = 3  # calls that are not timed: tracing, compiling, filling caches
 LEAST = 0.05  # seconds that one measurement should take at the least
+
+#: A median and its standard error: it is so near in two of three cases.
+Ratio = tuple[float, float]
 
 
 def paired_rounds(
@@ -37,27 +40,65 @@ def paired_rounds(
     return seconds
 
 
-def median_ratio(numerator: list[float], denominator: list[float]) -> float:
-    """The median over the rounds of the ratio within a round."""
-    return statistics.median(_ratios(numerator, denominator))
+def ratio(instances: list[dict[str, list[float]]], above: str, below: str) -> Ratio:
+    """Return the median ratio of two candidates' times, and its standard error.
 
-
-def standard_error(numerator: list[float], denominator: list[float]) -> float:
-    """How far `median_ratio` may be off: it is so near in two of three cases."""
-    return _error_of_median(_ratios(numerator, denominator))
-
-
-def ratio_over_instances(
-    numerator: list[list[float]], denominator: list[list[float]]
-) -> tuple[float, float]:
-    """The median of the instances' median ratios, and how far it may be off.
+    Of several instances, the median of their medians; of one, the median over its
+    rounds.
 
     Args:
-        numerator: For each instance, seconds by round.
-        denominator: As ``numerator``, of the same instances and rounds.
+        instances: What `paired_rounds` returned, for each instance.
+        above: The candidate whose times are divided.
+        below: The candidate whose times, in the same rounds, they are divided by.
     """
-    medians = list(map(median_ratio, numerator, denominator))
-    return statistics.median(medians), _error_of_median(medians)
+    ratios = [
+        [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
+        for seconds in instances
+    ]
+    values = ratios[0] if len(ratios) == 1 else list(map(statistics.median, ratios))
+    return statistics.median(values), _error_of_median(values)
+
+
+def summary(
+    instances: list[dict[str, list[float]]], pairs: Iterable[tuple[str, str]] = ()
+) -> dict[str, dict]:
+    """Return what is kept of the rounds, as values for JSON.
+
+    Args:
+        instances: What `paired_rounds` returned, for each instance.
+        pairs: The candidates to compare, as ``above`` and ``below`` of `ratio`. A pair
+            is left out if one of them did not run.
+
+    Returns:
+        ``seconds``, the median time of a step by candidate, and ``ratios``: by
+        ``"above / below"`` the median ratio and its standard error.
+    """
+    names = instances[0]
+    return {
+        "seconds": {
+            name: statistics.median(
+                itertools.chain(*(seconds[name] for seconds in instances))
+            )
+            for name in names
+        },
+        "ratios": {
+            f"{above} / {below}": list(ratio(instances, above, below))
+            for above, below in pairs
+            if above in names and below in names
+        },
+    }
+
+
+def milliseconds(result: dict, candidate: str) -> float | None:
+    """Return the median time in a `summary`; None if the candidate did not run."""
+    seconds = result["seconds"].get(candidate)
+    return seconds and seconds * 1000
+
+
+def median_ratio(result: dict, above: str, below: str) -> float | None:
+    """Return the median ratio in a `summary`; None if a candidate did not run."""
+    median, _ = result["ratios"].get(f"{above} / {below}", (None, None))
+    return median
 
 
 def _error_of_median(values):
@@ -72,10 +113,6 @@ def _error_of_median(values):
     low = values[math.floor(middle - reach)]
     high = values[math.ceil(middle + reach) - 1]
     return (high - low) / 2
-
-
-def _ratios(numerator, denominator):
-    return [a / b for a, b in zip(numerator, denominator, strict=True)]
 
 
 def _rotations(names):

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
@@ -28,10 +27,10 @@ import tensorflow as tf
 import keras_mp
 from benchmarks.devices import mirrored
 from benchmarks.steps import fit_step, keras_step
-from benchmarks.timing import median_ratio, paired_rounds
+from benchmarks.timing import median_ratio, milliseconds, paired_rounds, summary
 from benchmarks.workloads import WORKLOADS, Workload
 from keras_mp.processes import alone
-from keras_mp.tables import markdown
+from keras_mp.tables import markdown, number
 
 COUNTED = ("wide", "transformer", "embedding")
 TIMED = ("small", "transformer")
@@ -250,8 +249,7 @@ def step_times(
     faster: what grows is the overhead of having them.
 
     Returns:
-        Dicts with ``workload``, ``replicas`` and ``seconds``: per candidate, seconds
-        per step in each round.
+        Dicts with ``workload``, ``replicas`` and a `timing.summary` of the candidates.
     """
     return [row for n in replicas for row in alone(_step_times, n, names, rounds)]
 
@@ -259,15 +257,15 @@ def step_times(
 def _step_times(replicas, names, rounds):
     strategy = mirrored(replicas)
 
-    def seconds(workload):
+    def timed(workload):
         steps = {
             name: keras_step(workload, name, "Adam", "float32", strategy=strategy)
             for name in ("bare", "keras_mp")
         }
-        return paired_rounds(steps, rounds)
+        return summary([paired_rounds(steps, rounds)], [("keras_mp", "bare")])
 
     return [
-        {"workload": w.title, "replicas": replicas, "seconds": seconds(w)}
+        {"workload": w.title, "replicas": replicas} | timed(w)
         for w in map(WORKLOADS.get, names)
     ]
 
@@ -327,10 +325,10 @@ def time_table(times: list[dict]) -> str:
     """Milliseconds per step, and keras_mp's time over the bare optimizer's."""
     rows = []
     for timed in times:
-        bare, ours = (timed["seconds"][name] for name in ("bare", "keras_mp"))
-        milliseconds = [f"{statistics.median(s) * 1000:.1f}" for s in (bare, ours)]
-        ratio = f"{median_ratio(ours, bare):.2f}"
-        rows.append([timed["workload"], f"{timed['replicas']}", *milliseconds, ratio])
+        medians = (milliseconds(timed, name) for name in ("bare", "keras_mp"))
+        ratio = number(median_ratio(timed, "keras_mp", "bare"))
+        shown = [number(each, ".1f") for each in medians]
+        rows.append([timed["workload"], str(timed["replicas"]), *shown, ratio])
     return markdown(["model", "replicas", "bare, ms", "keras_mp, ms", "ratio"], rows)
 
 

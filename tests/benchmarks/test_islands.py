@@ -5,7 +5,7 @@ import inspect
 import keras
 import pytest
 
-from benchmarks import islands
+from benchmarks import islands, timing
 from keras_mp import lists
 
 # `timing` has tests of its own; of interest here is what the two steps compute.
@@ -58,9 +58,10 @@ def test_there_is_a_case_of_every_layer_on_the_lists():
 
 def test_table_shows_medians_ratio_and_error():
     seconds = {"without": [0.1, 0.2, 0.3, 0.4], "with": [0.11, 0.22, 0.33, 0.44]}
+    timed = timing.summary([seconds], [("with", "without")])
     results = [
-        {"kind": "layer", "name": "ELU", "seconds": seconds},
-        {"kind": "model", "name": "wide", "seconds": seconds},
+        {"kind": "layer", "name": "ELU"} | timed,
+        {"kind": "model", "name": "wide"} | timed,
     ]
     numbers = "250.00 | 275.00 | 1.10 | 0.00 |"
     assert islands.table(results).splitlines()[2:] == [

@@ -4,13 +4,19 @@ import dataclasses
 
 import pytest
 
-from benchmarks import optimizers, workloads
+from benchmarks import optimizers, timing, workloads
 from benchmarks.optimizers import Cell
 from keras_mp import processes
 
 
 def result(cell, **seconds):
-    return dataclasses.asdict(cell) | {"seconds": seconds}
+    """The result of a cell, made of each candidate's rounds in each instance."""
+    instances = [
+        dict(zip(seconds, rounds, strict=True))
+        for rounds in zip(*seconds.values(), strict=True)
+    ]
+    timed = timing.summary(instances, optimizers.PAIRS)
+    return dataclasses.asdict(cell) | {"instances": len(instances)} | timed
 
 
 WIDE = Cell("wide", "SGD", False, 1)
@@ -88,8 +94,8 @@ def timed(monkeypatch):
         monkeypatch.setattr(optimizers.gc, "collect", lambda: None)  # takes half of one
         result = optimizers._time(WIDE, "float32", 2, patience)
         assert made == list(range(len(made)))
-        for name in ("keras_mp", "torch"):
-            assert [len(each) for each in result["seconds"][name]] == [2] * len(made)
+        assert result["instances"] == len(made)
+        assert result["seconds"]["torch"] == 1.0
         return len(made)
 
     return timed
@@ -129,7 +135,7 @@ def test_every_cell_has_a_process_of_its_own_and_a_line(monkeypatch):
 
     def alone(function, cell, policy, rounds):
         started.append(cell)
-        return dataclasses.asdict(cell) | {"seconds": RESULTS[0]["seconds"]}
+        return RESULTS[0] | dataclasses.asdict(cell)
 
     monkeypatch.setattr(optimizers, "alone", alone)
     results = optimizers.measure(["small", "wide"], "float32", 2, shown.append)
@@ -181,9 +187,9 @@ def test_a_cell_is_timed_in_a_process_of_its_own(replicas, monkeypatch):
     cell = Cell("convolutional", "SGD", False, replicas)
     timed = processes.alone(time_two_instances, cell)
     assert {"bare", "keras", "keras_mp"} <= set(timed["seconds"])
-    for instances in timed["seconds"].values():
-        assert [len(rounds) for rounds in instances] == [1] * 2
-        assert min(seconds for (seconds,) in instances) > 0
+    assert timed["instances"] == 2 and min(timed["seconds"].values()) > 0
+    assert all(median > 0 for median, _ in timed["ratios"].values())
+    assert set(timed["ratios"]) == {f"{a} / {b}" for a, b in optimizers.PAIRS}
     assert optimizers.title(timed) == cell.title
 
 

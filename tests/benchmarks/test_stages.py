@@ -12,7 +12,7 @@ RESULT = {
     "optimizer": "Adam",
     "bytes": 10**9,
     "bandwidth": 10e9,
-    "seconds": {stage: [0.002, 0.001, 0.003] for stage in stages.STAGES},
+    "seconds": dict.fromkeys(stages.STAGES, 0.002),
 }
 
 

@@ -52,32 +52,43 @@ def test_every_candidate_is_once_the_first(clock):
     assert all(len(set(rounds[i : i + 3])) == 3 for i in range(0, 18, 3))
 
 
+def instance(ratios, below=None):
+    """Seconds of two candidates whose times have these ratios, round by round."""
+    below = [1.0] * len(ratios) if below is None else below
+    above = [ratio * each for ratio, each in zip(ratios, below, strict=True)]
+    return {"above": above, "below": below}
+
+
+def ratio(*instances):
+    return timing.ratio(list(instances), "above", "below")
+
+
 def test_a_drift_of_the_machine_leaves_the_ratio_alone():
     # Twice as slow from round to round, and always 10 % between the two.
-    below = [1.0, 2.0, 4.0, 8.0, 16.0]
-    above = [1.1 * value for value in below]
-    assert timing.median_ratio(above, below) == pytest.approx(1.1)
+    drifting = instance([1.1] * 5, [1.0, 2.0, 4.0, 8.0, 16.0])
+    assert ratio(drifting) == pytest.approx((1.1, 0.0))
 
 
 def test_an_outlier_leaves_the_ratio_alone():
-    assert timing.median_ratio([1.0, 1.0, 9.0], [1.0, 1.0, 1.0]) == 1.0
+    median, _ = ratio(instance([1.0, 1.0, 9.0]))
+    assert median == 1.0
 
 
 def test_the_error_is_the_spread_of_the_ranks_around_the_median():
     # Of 16 ratios, what lies beyond the lowest 6 and below the highest 6.
     ratios = [1.0 + place / 100 for place in range(16)]
-    error = timing.standard_error(ratios[::-1], [1.0] * 16)
+    _, error = ratio(instance(ratios[::-1]))
     assert error == pytest.approx((ratios[9] - ratios[6]) / 2)
-    assert timing.standard_error([3.0], [2.0]) == 0.0
+    assert ratio(instance([1.5])) == (1.5, 0.0)
 
 
 def test_the_error_covers_the_true_median_in_two_of_three_cases():
     random = np.random.default_rng(0)
     covered = 0
     for _ in range(1000):
-        drawn = random.lognormal(sigma=0.1, size=30)  # its median is 1
-        off = timing.median_ratio(drawn, [1.0] * 30) - 1
-        covered += abs(off) < timing.standard_error(drawn, [1.0] * 30)
+        # Their median is 1.
+        median, error = ratio(instance(random.lognormal(sigma=0.1, size=30)))
+        covered += abs(median - 1) < error
     # Between ranks that are whole numbers lies a little more or less than 68 %.
     assert 600 < covered < 760
 
@@ -85,8 +96,25 @@ def test_the_error_covers_the_true_median_in_two_of_three_cases():
 def test_the_ratio_over_instances_is_the_median_of_their_medians():
     ratios = [1.0 + place / 100 for place in range(16)]
     # Of rounds in which the machine was slower, and with one far off.
-    above = [[ratio, 2 * ratio, 9.0] for ratio in ratios]
-    below = [[1.0, 2.0, 1.0]] * 16
-    median, error = timing.ratio_over_instances(above, below)
+    instances = [instance([each, each, 9.0], [1.0, 2.0, 1.0]) for each in ratios]
+    median, error = ratio(*instances)
     assert median == pytest.approx(1.075)
     assert error == pytest.approx((ratios[9] - ratios[6]) / 2)
+
+
+def test_a_summary_keeps_medians_and_ratios():
+    instances = [instance([2.0, 2.0, 2.0]), instance([3.0, 3.0, 3.0])]
+    pairs = [("above", "below"), ("above", "absent"), ("absent", "below")]
+    kept = timing.summary(instances, pairs)
+    assert kept == {
+        "seconds": {"above": 2.5, "below": 1.0},
+        "ratios": {"above / below": [2.5, 0.5]},
+    }
+    assert timing.milliseconds(kept, "above") == 2500.0
+    assert timing.median_ratio(kept, "above", "below") == 2.5
+
+
+def test_what_did_not_run_has_no_number():
+    kept = timing.summary([instance([2.0])])
+    assert timing.milliseconds(kept, "absent") is None
+    assert timing.median_ratio(kept, "above", "absent") is None
