@@ -2,7 +2,7 @@
 
 The cells run in processes of their own, once for all tests that were selected. What
 they gave is written in ``docs/support.json`` (see `support` for how), which ours must
-still give; and from it come the README's table and ``docs/support.md``.
+still give; and from it comes ``docs/support.md``.
 """
 
 import pytest
@@ -91,8 +91,6 @@ def test_the_record_has_every_place():
 
 
 def test_the_tables_show_the_record():
-    readme = render.README.read_text()
-    assert readme == render.with_block(readme, render.block(RECORD))
     assert render.FULL.read_text() == render.full(RECORD)
 
 

@@ -11,7 +11,7 @@ from benchmarks import suite
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks"
 PAGES = {
-    "optimizers": ROOT / "README.md",
+    "optimizers": ROOT / "docs" / "performance.md",
     "stages": ROOT / "docs" / "performance.md",
     "casts": ROOT / "docs" / "performance.md",
     "islands": ROOT / "docs" / "performance.md",

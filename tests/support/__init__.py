@@ -6,8 +6,8 @@ Keras's own class. From the repository's root,
 
     python -m tests.support --write
 
-runs all of them and writes ``docs/support.json``, ``docs/support.md`` and the table in
-the README. ``tests/test_support.py`` holds each cell of ours to what is written there.
+runs all of them and writes ``docs/support.json`` and ``docs/support.md``.
+``tests/test_support.py`` holds each cell of ours to what is written there.
 
 - ``cells``: the axes of the matrix, and which cells it has.
 - ``scenarios``: the features, one function each, as run in a cell.

@@ -12,9 +12,7 @@ def main():
     parser.add_argument(
         "words", nargs="*", help="run the cells that have all of these in their name"
     )
-    parser.add_argument(
-        "--write", action="store_true", help="write docs/support.* and the README"
-    )
+    parser.add_argument("--write", action="store_true", help="write docs/support.*")
     arguments = parser.parse_args()
     if arguments.write and arguments.words:
         parser.error("--write needs all cells: leave the words out")

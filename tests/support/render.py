@@ -17,9 +17,6 @@ from . import cells
 ROOT = pathlib.Path(__file__).parents[2]
 RECORD = ROOT / "docs" / "support.json"
 FULL = ROOT / "docs" / "support.md"
-README = ROOT / "README.md"
-
-BEGIN, END = "<!-- support matrix -->\n", "<!-- end -->"
 
 COMMAND = "python -m tests.support --write"
 
@@ -57,7 +54,7 @@ def read():
 
 
 def write(record):
-    """Write the record, the full tables, and the table of the README."""
+    """Write the record and the page."""
     # A line for each place, so that a change shows what changed.
     lines = [
         f"  {json.dumps(place)}: {json.dumps(outcomes, ensure_ascii=False)}"
@@ -67,26 +64,16 @@ def write(record):
     body = ",\n".join(lines)
     RECORD.write_text(f'{{"versions": {versions}, "cells": {{\n{body}\n}}}}\n')
     FULL.write_text(full(record))
-    README.write_text(with_block(README.read_text(), block(record)))
 
 
-def with_block(text, block):
-    """Return the README's ``text`` with ``block`` between the two marks."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    assert after, f"README.md has no {BEGIN.strip()} ... {END}"
-    return f"{before}{BEGIN}{block}{END}{after}"
-
-
-def block(record):
-    """Return the README's table: how many ways of training pass."""
+def overview(record):
+    """Return the summary: how many ways of training pass."""
     titles = [strategy.title for strategy in cells.STRATEGIES.values()]
     rows = [
         [title, *(_share(record, strategy, feature) for strategy in cells.STRATEGIES)]
         for feature, title in cells.FEATURES.items()
     ]
-    table = markdown(["", *titles], rows, numbers=False)
-    return f"{table}\n\n{summary(record)}\n"
+    return markdown(["", *titles], rows, numbers=False)
 
 
 def summary(record):
@@ -136,7 +123,15 @@ def full(record):
         f"{versions['tensorflow']}; `tests/test_support.py` holds every cell of ours "
         "to it. Do not edit.",
         summary(record),
-        "Each entry has keras_mp first, then Keras's own class: "
+        "The ways of training are `fit`, also with `steps_per_execution=2` and with "
+        "`run_eagerly=True`, `train_on_batch`, and a loop of one's own, in a "
+        "`tf.function` and eager. Replicas are logical CPUs, workers are processes. "
+        "Where a batch does not divide by the replicas, rows on the one device weigh "
+        "as they do in their shares. Each entry of this table says in how many ways "
+        "the result is that of one device: with keras_mp · with Keras's own class. "
+        "✓ is all of them, – that there is no such option.",
+        overview(record),
+        "In the tables below each entry has keras_mp first, then Keras's own class: "
         "✓ passes, `wrong` trains to another result than one device, `crash` raises, "
         "`hangs` waits for ever, `–` has no such option, `refused` raises an error "
         "that says what to do instead.",

@@ -1,0 +1,106 @@
+"""Every Python block of the README and the documentation runs and prints what it says.
+
+Blocks that use a strategy have a process of their own; all others share one.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from keras_mp.processes import free_addresses
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [
+    (str(page.relative_to(ROOT)), language, code)
+    for page in PAGES
+    for language, code in re.findall(
+        r"^```(\w+)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
+    )
+]
+PYTHON = [(page, code) for page, language, code in BLOCKS if language == "python"]
+BASH = [code for _, language, code in BLOCKS if language == "bash"]
+NAMES = [f"{page}-{index}" for index, (page, _) in enumerate(PYTHON)]
+
+
+def run(codes):
+    """Run blocks in one process; return what each printed, and its traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "support.blocks"],
+        input=json.dumps(codes),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        cwd=ROOT / "tests",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Return what each block printed and its traceback, by its code."""
+    together = [code for _, code in PYTHON if "tf.distribute" not in code]
+    alone = [code for _, code in PYTHON if "tf.distribute" in code]
+    found = dict(zip(together, run(together), strict=True))
+    return found | {code: run([code])[0] for code in alone}
+
+
+@pytest.mark.parametrize("code", [code for _, code in PYTHON], ids=NAMES)
+def test_python_block_runs(code, results):
+    printed, failure = results[code]
+    assert failure is None, failure
+    for expected in re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE):
+        assert expected in printed.splitlines()
+
+
+def test_the_two_commands_are_what_the_suite_and_ci_run():
+    assert [code.strip() for code in BASH if code.startswith("pip")] == [
+        "pip install '.[demo]' && python -m keras_mp train",
+        "pip install '.[test]' && pytest",
+    ]
+
+
+def test_two_workers_run_as_launched(tmp_path):
+    (launch,) = [code for code in BASH if "TF_CONFIG" in code]
+    (script,) = [code for _, code in PYTHON if "MultiWorkerMirroredStrategy" in code]
+    (tmp_path / "train.py").write_text(script)
+    for port, free in zip(("12345", "12346"), free_addresses(2), strict=True):
+        launch = launch.replace(port, free.rpartition(":")[2])
+    path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", launch],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+    )
+    assert done.stdout.split() == ["24", "24"], done.stderr[-3000:]
+    assert (tmp_path / "model.keras").exists()
+
+
+def test_every_bash_block_is_run():
+    # `tests/benchmarks` runs the benchmarks, in small.
+    starts = ("pip install", "python -m benchmarks")
+    assert all(code.startswith(starts) or "TF_CONFIG" in code for code in BASH)
+
+
+def test_every_block_is_of_a_kind_that_is_tested():
+    assert {language for _, language, _ in BLOCKS} == {"bash", "python", "text"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_linked_files_exist(page):
+    for target in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_readme_can_be_read_in_one_sitting():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
