@@ -99,7 +99,9 @@ def native(capabilities: Capabilities, tpu: bool, flags: set[str]) -> tuple[str,
     """Return the mixed policies whose dtype a described machine has hardware for.
 
     Args:
-        capabilities, tpu, flags: As for `choose`.
+        capabilities: As for `choose`.
+        tpu: As for `choose`.
+        flags: As for `choose`.
     """
     if tpu:
         return ("mixed_bfloat16",)
