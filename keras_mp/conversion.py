@@ -57,20 +57,20 @@ def convert(
             "keras_mp.convert(model, policy) needs a Keras model or layer. Got "
             f"{model!r} of type {type(model).__name__}."
         )
-    policy = policies.get(policy)
+    target = policies.get(policy)
     plan = {}
-    for layer, layer_policy in _plan(model, policy, model.name, False):
+    for layer, layer_policy in _plan(model, target, model.name, False):
         if plan.get(id(layer), (None, None))[1] is not policies.FLOAT32:
             plan[id(layer)] = layer, layer_policy
-    retyped = _to_retype(model, policy, plan.values())
+    retyped = _to_retype(model, target, plan.values())
     for layer, layer_policy in plan.values():
         if layer_policy is policies.FLOAT32:
-            policies.keep_in_float32(layer, policy.compute_dtype, wanted=True)
+            policies.keep_in_float32(layer, target.compute_dtype, wanted=True)
         else:
             policies.put_under(layer, layer_policy)
     _retype(model, retyped)
     for layer in private.layers.walk(model):
-        policies.obey(layer, policy)
+        policies.obey(layer, target)
     policies.resolve_rules(model)
     return placement_report(model)
 

@@ -14,7 +14,7 @@ from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.protection import protect
 
 
-def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:
+def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
     """Load a ``.keras`` file as `keras.saving.load_model` does, ready to train on.
 
     Policies with their rules, float32 islands, the scaling rule, the scale and the
@@ -54,7 +54,7 @@ def load_model(path: str | os.PathLike, **kwargs: Any) -> keras.Model:
     return model
 
 
-def holds_ours(path: str | os.PathLike) -> bool:
+def holds_ours(path: str | os.PathLike[str]) -> bool:
     """Return whether a saved model has a policy, layer or optimizer of keras_mp's.
 
     Such a one was made with keras_mp. One that has none may have been made by Keras

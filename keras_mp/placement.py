@@ -35,7 +35,7 @@ class Placement(NamedTuple):
     guards: tuple[str, ...] = ()
 
 
-class PlacementReport(tuple):
+class PlacementReport(tuple[Placement, ...]):
     """The `Placement` of each layer of a model, in order; printed, a table.
 
     A layer that is used in several places is named by the first.
@@ -53,7 +53,7 @@ class PlacementReport(tuple):
     2 layers: 2 in bfloat16
     """
 
-    def __str__(self):
+    def __str__(self) -> str:
         head = ("layer", "class", "computes in", "why", "in float32 inside")
         rows = [head, *((*row[:-1], ", ".join(row.guards)) for row in self)]
         counts = Counter(row.compute_dtype for row in self).most_common()
@@ -136,12 +136,13 @@ def _reason(layer, path, around, mixed):
         return "the policy"
     if guards.island_reason(layer):
         return f"a float32 island: {guards.island_reason(layer)}"
-    if heads.reason(layer):
-        return heads.reason(layer)
+    head = heads.reason(layer)
+    if head:
+        return head
     place = policies.place_in_lists(layer, path)
     if dtypes.computes_low(layer):
         reasons = {"allow": _ALLOWED, "follow": "as its inputs: moves numbers only"}
-        return reasons.get(place, "the policy")
+        return reasons.get(place or "", "the policy")
     if policies.has_rule(layer, path, around):
         return "a rule of the policy"
     if any(map(guards.is_whole, outside)):

@@ -83,7 +83,7 @@ def compile(
         if policy is not None:
             conversion.convert(model, policy)
         make_safe(model)
-        args = [_scaled(model, value, rule) for value in args]
+        args = tuple(_scaled(model, value, rule) for value in args)
         kwargs = {name: _scaled(model, value, rule) for name, value in kwargs.items()}
         model.compile(*args, **kwargs)
         optimizers = _optimizers(args, kwargs) or _chosen(model, rule)
@@ -135,7 +135,7 @@ def _checked_arguments(model, args, kwargs, rule):
         each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD
     ]
     named = itertools.zip_longest(names[: len(args)], args)
-    args = [checked(name, value) for name, value in named]
+    args = tuple(checked(name, value) for name, value in named)
     return args, {name: checked(name, value) for name, value in kwargs.items()}
 
 
@@ -182,7 +182,7 @@ def replace_keras_scaler(model, rule=None):
 
 def wrap_optimizer(
     model: keras.Model,
-    optimizer: keras.optimizers.Optimizer | str | dict,
+    optimizer: keras.optimizers.Optimizer | str | dict[str, Any],
     scaling: LossScale | str | None = None,
 ) -> keras.optimizers.Optimizer:
     """Return ``optimizer`` with loss scaling if ``model`` needs it, else itself.

@@ -55,7 +55,7 @@ class _InFloat32:
         return getattr(self._regularizer, name)
 
     @property
-    def __class__(self):
+    def __class__(self):  # pyright: ignore
         return self._regularizer.__class__
 
 

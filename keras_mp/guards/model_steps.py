@@ -78,7 +78,8 @@ def _falling_back(model, make):
             if _reader(model) != flow.STEP or not private.errors.is_dtype_error(error):
                 raise
             # A function that failed as it was traced is of no use.
-            function, logs = _in_another_way(model, make, again, error)
+            found = _in_another_way(model, make, again, error)
+            function, logs = found  # pyright: ignore
             return logs
 
     return execute
