@@ -18,7 +18,7 @@ from keras import layers
 import keras_mp
 from benchmarks import steps, timing
 from benchmarks.workloads import SEED, WORKLOADS
-from keras_mp import flow, lists
+from keras_mp import flow, precision_lists
 from keras_mp.processes import alone
 from keras_mp.tables import markdown, number
 
@@ -61,7 +61,7 @@ ACTIVATIONS = {
     f"Dense of 1000, {function.__name__}": Case(
         lambda function=function: layers.Dense(1000, activation=function), ROWS
     )
-    for function in (*lists.FLOAT32_FUNCTIONS, *lists.INSIDE_FUNCTIONS)
+    for function in precision_lists.FLOAT32_FUNCTIONS + precision_lists.INSIDE_FUNCTIONS
 }
 
 OTHERS = {

@@ -15,7 +15,7 @@ from conformance.image_cases import image_cases
 from conformance.layer_cases import layer_cases
 from conformance.metric_cases import metric_cases
 from conformance.step_cases import step_cases
-from keras_mp import lists
+from keras_mp import precision_lists
 
 
 def all_cases() -> list[Case]:
@@ -40,7 +40,7 @@ def all_cases() -> list[Case]:
 
 def _follows(case):
     """Return whether a case is of a layer that computes in the dtype that comes in."""
-    return getattr(keras.layers, case.name, None) in lists.FOLLOW
+    return getattr(keras.layers, case.name, None) in precision_lists.FOLLOW
 
 
 def _fed_low(case):

@@ -1,6 +1,6 @@
 """The public names of keras_mp."""
 
-from keras_mp import callbacks, hardware, layers, ops, scaling
+from keras_mp import callbacks, hardware, layers, lists, ops, scaling  # noqa: F401
 from keras_mp.conversion import convert
 from keras_mp.export import export
 from keras_mp.lint import Finding, lint

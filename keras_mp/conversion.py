@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_mp import distribute, lists, policies, private
+from keras_mp import distribute, policies, private
 from keras_mp.layers import Island
 from keras_mp.placement import PlacementReport, placement_report
 
@@ -70,19 +70,9 @@ def convert(
             policies.put_under(layer, layer_policy)
     _retype(model, retyped)
     for layer in private.layers.walk(model):
-        policies.obey(layer, target)
-    policies.resolve_rules(model)
+        policies.remember_policy(layer, target)
+    policies.apply_rules(model)
     return placement_report(model)
-
-
-def unmatched_rules(model: keras.layers.Layer, policy: policies.Policy) -> list:
-    """Return the rules of ``policy`` that match no layer of ``model``, as a list."""
-    found = list(policies.layers_with_paths(model))
-    return [
-        rule
-        for rule in policy.all_rules
-        if not any(lists.matches(rule, *place) for place in found)
-    ]
 
 
 def _plan(layer, policy, path, inside_match):

@@ -7,12 +7,12 @@ probabilities, whose error is that of their exponent. Any other head is put in f
 
 import keras
 
-from keras_mp import dtypes, guards, lists, policies, private
+from keras_mp import dtypes, guards, policies, precision_lists, private
 
 _BEFORE = "_keras_mp_before_head"
 
 
-def settle(model: keras.Model) -> None:
+def keep_in_float32(model: keras.Model) -> None:
     """Put the heads of a compiled model in float32 whose outputs are no logits.
 
     In a Functional or Sequential model these are the last layers with weights before
@@ -49,7 +49,7 @@ def reason(layer: keras.layers.Layer) -> str | None:
 
 def _keep(layer, path):
     low = dtypes.computes_low(layer)
-    if not low or policies.place_in_lists(layer, path) == "allow":
+    if not low or policies.list_of(layer, path) == "allow":
         return
     inner = private.layers.walk(layer)[1:]
     if inner and private.layers.has_own_call(layer):
@@ -112,5 +112,5 @@ def _is_of_logits(loss):
     if isinstance(loss, str | dict):
         loss = keras.losses.get(loss)
     function = getattr(loss, "fn", loss)
-    known = any(function is each for each in lists.LOGIT_FUNCTIONS)
-    return known or isinstance(loss, lists.LOGIT_LOSSES)
+    known = any(function is each for each in precision_lists.LOGIT_FUNCTIONS)
+    return known or isinstance(loss, precision_lists.LOGIT_LOSSES)

@@ -49,7 +49,7 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
         protect(model, optimizer)
     if optimizer is not None:
         distribute.mend(model, optimizer)
-        heads.settle(model)
+        heads.keep_in_float32(model)
         guards.fall_back(model)
     return model
 

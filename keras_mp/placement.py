@@ -139,12 +139,12 @@ def _reason(layer, path, around, mixed):
     head = heads.reason(layer)
     if head:
         return head
-    place = policies.place_in_lists(layer, path)
+    found = policies.list_of(layer, path)
     if dtypes.computes_low(layer):
         reasons = {"allow": _ALLOWED, "follow": "as its inputs: moves numbers only"}
-        return reasons.get(place or "", "the policy")
-    if policies.has_rule(layer, path, around):
+        return reasons.get(found or "", "the policy")
+    if policies.is_kept_by_rule(layer, path, around):
         return "a rule of the policy"
-    if any(map(guards.is_whole, outside)):
+    if any(map(guards.covers_sublayers, outside)):
         return "a guard of the layer around"
-    return "not safe in 16 bits" if place == "float32" else "the policy"
+    return "not safe in 16 bits" if found == "float32" else "the policy"

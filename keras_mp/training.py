@@ -1,6 +1,5 @@
 """The one-call paths: compile a model, wrap an optimizer."""
 
-import difflib
 import inspect
 import itertools
 import warnings
@@ -13,7 +12,7 @@ from keras_mp import (
     distribute,
     guards,
     heads,
-    inputs,
+    input_warnings,
     policies,
     private,
     scaling,
@@ -87,7 +86,7 @@ def compile(
         kwargs = {name: _scaled(model, value, rule) for name, value in kwargs.items()}
         model.compile(*args, **kwargs)
         optimizers = _optimizers(args, kwargs) or _chosen(model, rule)
-        heads.settle(model)
+        heads.keep_in_float32(model)
     for optimizer in optimizers:
         distribute.mend(model, optimizer)
     guards.fall_back(model)
@@ -241,11 +240,11 @@ def make_safe(model):
 
     What no layer can make safe, data beyond 16 bits, it is to warn of.
     """
-    policies.resolve_rules(model)
+    policies.apply_rules(model)
     _report_unmatched_rules(model)
     if policies.is_low_anywhere(model):
         guards.guard_steps(model)
-        inputs.watch(model)
+        input_warnings.watch(model)
 
 
 def _checked_rule(rule):
@@ -266,28 +265,9 @@ def _checked_optimizer(optimizer, rule):
 
 def _report_unmatched_rules(model):
     """Warn about the rules of any policy in ``model`` that match none of its layers."""
-    for rule, suggestion in unmatched_rules(model):
+    for rule, suggestion in policies.unmatched_rules(model):
         warnings.warn(
             f"Policy rule '{rule}' matches no layer of model '{model.name}', so "
             f"it keeps nothing in float32. {suggestion}",
             stacklevel=4,
         )
-
-
-def unmatched_rules(model):
-    """Yield each rule of a policy in ``model`` that matches no layer; and a remedy."""
-    held = [layer.dtype_policy for layer in private.layers.walk(model)]
-    for policy in {policy for policy in held if isinstance(policy, policies.Policy)}:
-        for rule in conversion.unmatched_rules(model, policy):
-            shown = rule if isinstance(rule, str) else rule.__name__
-            yield shown, _suggestion(model, shown)
-
-
-def _suggestion(model, rule):
-    names = [layer.name for layer in private.layers.walk(model)]
-    close = difflib.get_close_matches(rule.split("/")[-1], names, n=1)
-    if close:
-        return f"Did you mean '{close[0]}'?"
-    if not model.built:
-        return "The model is not built yet; layers it creates later are not seen."
-    return f"Its layers are: {', '.join(names)}."

@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import keras_mp
-from keras_mp import Policy, conversion, convert, policies
+from keras_mp import Policy, convert, policies, private
 from keras_mp.layers import Float32, Softmax
 
 X = np.random.default_rng(0).normal(size=(4, 3, 4)).astype("float32")
@@ -119,7 +119,7 @@ def computing(model):
     """Return {path: compute dtype} for the layers of ``model`` that compute."""
     return {
         path: layer.compute_dtype
-        for layer, path in policies.layers_with_paths(model)
+        for layer, path in private.layers.with_paths(model)
         if not isinstance(layer, layers.InputLayer)
     }
 
@@ -127,7 +127,7 @@ def computing(model):
 def by_policy(model):
     """Return what `computing` does but for the softmax of attention: that has float32.
 
-    `keras_mp.lists` says so, whatever the policy.
+    `keras_mp.precision_lists` says so, whatever the policy.
     """
     found = computing(model)
     steep = [path for path in found if re.search(r"/softmax(_\d+)?$", path)]
@@ -228,28 +228,28 @@ def computing_inside(model):
     """The same without models: those only pass on what they are given."""
     return {
         path: layer.compute_dtype
-        for layer, path in policies.layers_with_paths(model)
+        for layer, path in private.layers.with_paths(model)
         if not isinstance(layer, layers.InputLayer | keras.Model)
     }
 
 
 def test_paths_are_the_same_before_and_after_saving(model, tmp_path):
     model(X)
-    before = [path for _, path in policies.layers_with_paths(model)]
+    before = [path for _, path in private.layers.with_paths(model)]
     assert before[0] == "model"
     assert len(before) == len(set(before))
     model.save(tmp_path / "model.keras")
     keras.backend.clear_session()  # so that Keras numbers nameless layers alike
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert [path for _, path in policies.layers_with_paths(loaded)] == before
+    assert [path for _, path in private.layers.with_paths(loaded)] == before
 
 
 @pytest.mark.parametrize("name", ["sequential_without_input", "subclassed"])
 def test_paths_are_the_same_before_and_after_building(name):
     model = MODELS[name]()
-    before = [path for _, path in policies.layers_with_paths(model)]
+    before = [path for _, path in private.layers.with_paths(model)]
     model(X)
-    after = [path for layer, path in policies.layers_with_paths(model)]
+    after = [path for layer, path in private.layers.with_paths(model)]
     assert [path for path in after if "input" not in path] == before
     assert "model/head" in before
 
@@ -477,7 +477,7 @@ def shared_model():
 def test_shared_layers_come_once_per_place():
     model, dense = shared_model()
     places = [
-        path for layer, path in policies.layers_with_paths(model) if layer is dense
+        path for layer, path in private.layers.with_paths(model) if layer is dense
     ]
     assert places == ["model/first/shared", "model/second/shared"]
     before = dense.kernel.numpy()
@@ -495,24 +495,19 @@ def test_shared_layer_is_in_float32_if_a_rule_matches_it_anywhere(rule):
 
 def test_unmatched_rules():
     model = nested()
-    policy = Policy(
-        "mixed_float16",
-        float32=[
-            "head",
-            "haed",
-            "inner/inside",
-            "inner/head",
-            layers.Dense,
-            layers.Softmax,
-            "model",
-        ],
-    )
-    assert conversion.unmatched_rules(model, policy) == [
-        "haed",
-        "inner/head",
-        layers.Softmax,
+    rules = ["head", "haed", "inner/inside", "inner/head", layers.Dense, layers.Softmax]
+    convert(model, Policy("mixed_float16", float32=rules))
+    assert list(policies.unmatched_rules(model)) == [
+        ("haed", "Did you mean 'head'?"),
+        ("inner/head", "Did you mean 'head'?"),
+        ("Softmax", f"Its layers are: {', '.join(names_in(model))}."),
     ]
-    assert conversion.unmatched_rules(model, Policy("mixed_float16")) == []
+    convert(model, Policy("mixed_float16"))
+    assert list(policies.unmatched_rules(model)) == []
+
+
+def names_in(model):
+    return [layer.name for layer in private.layers.walk(model)]
 
 
 def test_weightless_layers_obey_rules_on_their_path_once_the_model_is_made():
@@ -532,7 +527,7 @@ def test_resolve_rules_leaves_layers_without_rules_alone():
     model = functional()
     model.get_layer("body").dtype_policy = "mixed_bfloat16"
     before = computing(model)
-    policies.resolve_rules(model)
+    policies.apply_rules(model)
     assert computing(model) == before
 
 

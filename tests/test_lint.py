@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import keras_mp
-from keras_mp import cli, lists
+from keras_mp import cli, precision_lists
 from keras_mp.guards import GUARDS
 
 X = np.ones((8, 8), "float32")
@@ -448,7 +448,7 @@ def model_with(cls):
     return model_of(cls(*args, **LOW), shape=shape)
 
 
-@pytest.mark.parametrize("cls", lists.ALLOW, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", precision_lists.ALLOW, ids=lambda cls: cls.__name__)
 def test_every_layer_with_products_in_low_precision(cls):
     findings = found(model_with(cls), "alignment")
     assert bool(findings) is (cls.__name__ not in WITHOUT_PRODUCTS)

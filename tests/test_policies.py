@@ -14,9 +14,10 @@ import keras_mp
 from keras_mp import (
     Policy,
     hardware,
-    lists,
     policies,
     policy_scope,
+    precision_lists,
+    private,
     set_policy,
 )
 
@@ -207,7 +208,7 @@ def in_float32(model):
     """
     return {
         re.sub(r"/softmax_\d+$", "/softmax", path.split("/", 1)[1])
-        for layer, path in policies.layers_with_paths(model)
+        for layer, path in private.layers.with_paths(model)
         if layer.compute_dtype == "float32"
         and layer is not model
         and not isinstance(layer, keras.layers.InputLayer | keras.Model)
@@ -239,7 +240,7 @@ def test_rules_hold_in_a_model_and_after_loading_it(case, tmp_path):
     assert in_float32(loaded) == expected
     held = {
         layer.dtype_policy
-        for layer, _ in policies.layers_with_paths(loaded)
+        for layer, _ in private.layers.with_paths(loaded)
         if layer.compute_dtype == "float16"
         and not isinstance(layer, keras.layers.InputLayer | keras.Model)
     }
@@ -369,7 +370,7 @@ def test_a_rule_must_match_a_name_in_full():
     ],
 )
 def test_rule_matches(rule, path, expected):
-    assert lists.matches(rule, layers.Dense(2), path) is expected
+    assert precision_lists.matches(rule, layers.Dense(2), path) is expected
 
 
 def test_class_rules_cover_subclasses():

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_mp import lists, private
+from keras_mp import precision_lists, private
 from keras_mp.guards import (
     activations,
     attention,
@@ -103,7 +103,7 @@ def guard_flow(layer):
         operations.guard_operations(layer)
     elif kept.dtype_around(layer) is not None:
         kept.guard_kept(layer)
-    elif isinstance(layer, lists.EMBEDDINGS):
+    elif isinstance(layer, precision_lists.EMBEDDINGS):
         kept.guard_reader(layer)
     elif private.layers.sublayers(layer):
         own.guard_wrapper(layer)
@@ -132,7 +132,7 @@ def present(layer):
     return [name for name in names(layer) if GUARDS[name].is_on(layer)]
 
 
-def is_whole(layer):
+def covers_sublayers(layer):
     """Return whether the guards of ``layer`` are for its sublayers as well."""
     return attention.is_guarded_class(layer)
 
@@ -144,7 +144,7 @@ takes_raw_data = kept.takes_raw_data
 keep_inputs = containers.guard_with
 island_reason = own_islands.reason
 are_steps_guarded = model_steps.are_guarded
-are_steps_narrow = model_steps.are_narrow
+do_steps_get_16_bits = do_steps_get_16_bits = model_steps.get_16_bits
 guard_steps = model_steps.guard_steps
 fall_back = model_steps.fall_back
 set_exact_heads = own.set_exact_heads

@@ -8,7 +8,7 @@ import functools
 
 import keras
 
-from keras_mp import dtypes, flow, lists, private
+from keras_mp import dtypes, flow, precision_lists, private
 from keras_mp.ops import float32
 from keras_mp.wrapping import is_wrapped, wrap_once
 
@@ -18,7 +18,7 @@ _NAMES = ("activation", "recurrent_activation", "function")
 
 def has_steep(layer):
     """Return whether any activation function of ``layer`` is known to need float32."""
-    return any(map(lists.is_steep_function, functions_of(layer).values()))
+    return any(map(precision_lists.is_steep_function, functions_of(layer).values()))
 
 
 def has_any(layer):
@@ -34,11 +34,11 @@ def are_guarded(layer):
 def guard(layer):
     """Have the functions of ``layer`` be exact where it matters.
 
-    Steep ones compute in float32: those of Keras's that are on the lists, and any other
-    that uses an operation of `lists.FLOAT32_OPERATIONS`. What Keras would round stays
-    in float32 for readers that take it: softmax probabilities below float16's smallest
-    number, exponentials above its largest. Every other function has its result remember
-    how to compute it in float32, for a model that returns it.
+    Steep ones compute in float32: those of Keras's that are on the precision lists, and
+    any other that uses one of `precision_lists.FLOAT32_OPERATIONS`. What Keras would
+    round stays in float32 for readers that take it: softmax probabilities below
+    float16's smallest number, exponentials above its largest. The result of any other
+    function remembers how to compute it in float32, for a model that returns it.
     """
     known = {}
     for method in ("call", "quantized_call"):
@@ -56,9 +56,9 @@ def functions_of(layer):
         for name, function in own.items()
         if callable(function)
         and not isinstance(function, keras.layers.Layer)
-        and not lists.moves_only(function)
+        and not precision_lists.moves_only(function)
         # What a cell's other functions return does not leave it.
-        and (lists.is_steep_function(function) or not in_cell)
+        and (precision_lists.is_steep_function(function) or not in_cell)
     }
 
 
@@ -111,13 +111,13 @@ def kind_of(function, *args, **kwargs):
         would round the result too much or not; "remembers" for one that may compute in
         16 bits; "plain" for one that has to be left alone.
     """
-    if lists.is_float32_function(function):
+    if precision_lists.is_float32_function(function):
         return "float32"
-    if lists.is_steep_function(function):
+    if precision_lists.is_steep_function(function):
         return "inside"
-    if lists.is_activation(function):
+    if precision_lists.is_activation(function):
         return "remembers"
     operations = private.tracing.operations_of(function, *flow.widened(args), **kwargs)
     if operations is None:
         return "plain"
-    return "float32" if operations & lists.FLOAT32_OPERATIONS else "remembers"
+    return "float32" if operations & precision_lists.FLOAT32_OPERATIONS else "remembers"

@@ -1,6 +1,6 @@
 """Containers whose layers read raw data: nothing is rounded on its way to them."""
 
-from keras_mp import lists, private
+from keras_mp import precision_lists, private
 
 _READS = "_keras_mp_reads_data"
 
@@ -34,4 +34,6 @@ def guard_with(layer, sublayer):
 
 
 def _reads_data(layer):
-    return any(isinstance(inner, lists.DATA) for inner in private.layers.walk(layer))
+    return any(
+        isinstance(inner, precision_lists.DATA) for inner in private.layers.walk(layer)
+    )

@@ -2,15 +2,17 @@
 
 import functools
 
-from keras_mp import casts, lists, private
+from keras_mp import casts, precision_lists, private
 from keras_mp.ops import float32
 from keras_mp.wrapping import is_wrapped, wrap_once
 
 
 def computes_inside(layer):
-    """Return whether ``layer`` is on `lists.INSIDE`."""
+    """Return whether ``layer`` is on `precision_lists.INSIDE`."""
     own = private.layers.is_subclass_of_the_users(layer)
-    return not own and lists.matches_any(lists.INSIDE, layer, layer.name)
+    return not own and precision_lists.matches_any(
+        precision_lists.INSIDE, layer, layer.name
+    )
 
 
 def is_call_guarded(layer):
@@ -19,7 +21,7 @@ def is_call_guarded(layer):
 
 
 def guard_call(layer):
-    """Have a layer on `lists.INSIDE` compute in float32, and hand on what came in."""
+    """Have a layer compute in float32, and return the dtype that came in."""
     wrap_once(layer, "call", "all of it", float32)
 
 

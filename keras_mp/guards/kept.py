@@ -7,7 +7,7 @@ import functools
 
 import keras
 
-from keras_mp import casts, dtypes, flow, lists, private
+from keras_mp import casts, dtypes, flow, precision_lists, private
 from keras_mp.wrapping import wrap_once
 
 _AROUND = "_keras_mp_dtype_around"
@@ -24,7 +24,11 @@ def keep(layer, dtype, wanted=False):
     before, _ = vars(layer).get(_AROUND, (None, False))
     vars(layer)[_AROUND] = dtype, wanted
     changed = (dtype is None) != (before is None)
-    if isinstance(layer, lists.DATA) and changed and hasattr(layer, "autocast"):
+    if (
+        isinstance(layer, precision_lists.DATA)
+        and changed
+        and hasattr(layer, "autocast")
+    ):
         layer.autocast = dtype is None
 
 
@@ -33,7 +37,7 @@ def takes_raw_data(layer):
 
     Keras is not to cast them.
     """
-    return isinstance(layer, lists.DATA) and dtype_around(layer) is not None
+    return isinstance(layer, precision_lists.DATA) and dtype_around(layer) is not None
 
 
 def dtype_around(layer):

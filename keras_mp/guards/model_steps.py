@@ -36,10 +36,10 @@ def guard_steps(model, of_keras_only=False):
 def are_guarded(model):
     """Return whether the steps of ``model`` get float32."""
     guarded = all(is_wrapped(model, name, _MARK) for name in _STEPS)
-    return guarded and not are_narrow(model)
+    return guarded and not get_16_bits(model)
 
 
-def are_narrow(model):
+def get_16_bits(model):
     """Return whether the steps of ``model`` get the dtypes that Keras would give."""
     return _reader(model) is None
 
@@ -56,7 +56,7 @@ def fall_back(model):
     tensor: then it gets what Keras would give it.
     """
     private.trainer.run_steps_with(
-        model, functools.partial(_falling_back, model), "narrow"
+        model, functools.partial(_falling_back, model), "fall back"
     )
 
 

@@ -10,7 +10,7 @@ import functools
 
 import keras
 
-from keras_mp import dtypes, flow, lists, private
+from keras_mp import dtypes, flow, precision_lists, private
 from keras_mp.ops import float32
 from keras_mp.wrapping import wrap_once
 
@@ -28,7 +28,7 @@ def guard_operations(model):
 
 
 def _is_steep(operation):
-    return type(operation).__name__ in lists.FLOAT32_OPS
+    return type(operation).__name__ in precision_lists.FLOAT32_OPS
 
 
 def _feeds_steep_only(operation):

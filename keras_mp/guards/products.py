@@ -9,13 +9,15 @@ import functools
 
 import keras
 
-from keras_mp import dtypes, flow, lists, private
+from keras_mp import dtypes, flow, precision_lists, private
 from keras_mp.wrapping import wrap_once
 
 
 def is_product(layer):
     """Return whether ``layer`` is a product with its own weights, and nothing else."""
-    return isinstance(layer, lists.PRODUCTS) and not private.layers.has_own_call(layer)
+    return isinstance(
+        layer, precision_lists.PRODUCTS
+    ) and not private.layers.has_own_call(layer)
 
 
 def guard(layer):

@@ -20,6 +20,19 @@ def walk(layer):
     return list(layer._flatten_layers())
 
 
+def with_paths(layer, path=None):
+    """Yield each layer inside ``layer``, itself first, with its path.
+
+    The path joins the names of the containers down to the layer, as the model is put
+    together; unlike Keras's ``layer.path`` it is the same before and after the model
+    is built, saved and loaded. A layer used in two places comes twice.
+    """
+    path = path or layer.name
+    yield layer, path
+    for inner in sublayers(layer):
+        yield from with_paths(inner, f"{path}/{inner.name}")
+
+
 def set_layer_policy(layer, policy):
     """Give ``layer`` alone another dtype policy.
 
@@ -87,7 +100,7 @@ def own_variables(layer):
     return layer._trainable_variables + layer._non_trainable_variables
 
 
-def place_of(layer):
+def path_of(layer):
     """Return the path of ``layer`` if it has been built, else its name."""
     return layer.__dict__.get("_path") or layer.name
 
@@ -133,7 +146,7 @@ def layer_hook(choose, attached, assigned):
             return name, value
         choose, attached, assigned = current
         if name in ("_dtype_policy", "outer_policy"):
-            return name, choose(self, value, place_of(self), name)
+            return name, choose(self, value, path_of(self), name)
         if name == "_path" and value:
             set_layer_policy(
                 self, choose(self, self._dtype_policy, value, "_dtype_policy")

@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from benchmarks import islands, timing
-from keras_mp import lists
+from keras_mp import precision_lists
 
 # `timing` has tests of its own; of interest here is what the two steps compute.
 POLICIES = {"with": "mixed_bfloat16", "without": keras.DTypePolicy("mixed_bfloat16")}
@@ -48,7 +48,11 @@ def test_more_is_computed_in_float32_with_an_island(name):
 
 
 def test_there_is_a_case_of_every_layer_on_the_lists():
-    rules = [rule for rule in lists.DENY + lists.INSIDE if rule not in lists.DATA]
+    rules = [
+        rule
+        for rule in precision_lists.DENY + precision_lists.INSIDE
+        if rule not in precision_lists.DATA
+    ]
     classes = [rule if inspect.isclass(rule) else rule.layer for rule in rules]
     timed = tuple(type(case.build()) for case in islands.CASES.values())
     # Older Keras lacks the adaptive ones; what `TimeDistributed` costs is its layer's.

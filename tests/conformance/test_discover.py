@@ -11,7 +11,7 @@ from conformance import discover, measure, run
 from conformance.cases import UNROUNDED, Case
 from conformance.every import all_cases
 from conformance.modes import MODES
-from keras_mp import lists
+from keras_mp import precision_lists
 
 
 def test_all_of_keras_has_a_case_or_a_reason():
@@ -92,7 +92,9 @@ def test_a_new_layer_that_prepares_data_is_found():
 
 def test_every_layer_that_prepares_data_is_on_the_list_and_gets_some_that_is_raw():
     # A pipeline computes nothing: the layers in it do.
-    unlisted = {name for name, cls in PREPARING.items() if cls not in lists.DATA}
+    unlisted = {
+        name for name, cls in PREPARING.items() if cls not in precision_lists.DATA
+    }
     assert unlisted == {"Pipeline"}
     assert {case.name for case, _ in READING} == set(PREPARING)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_mp import dtypes, lists, private
+from keras_mp import dtypes, precision_lists, private
 
 # TensorFlow's operations by what they do to numbers: those that keep all of them; those
 # that leave some out, from their first argument (`Split` from its second); those that
@@ -116,7 +116,9 @@ def _goes_on(operation, tensor):
 
 
 def _reads_data(model, operation):
-    return any(isinstance(each, lists.DATA) for each in _layers_of(model, operation))
+    return any(
+        isinstance(each, precision_lists.DATA) for each in _layers_of(model, operation)
+    )
 
 
 def _caster(model, cast):
@@ -147,7 +149,7 @@ def _readers(model, tensor):
                 continue
             seen.add(operation.name)
             layers = _layers_of(model, operation)
-            follows = layers and type(layers[-1]) in lists.FOLLOW
+            follows = layers and type(layers[-1]) in precision_lists.FOLLOW
             if follows or operation.type in _KEEP | _SELECT | {"Cast"}:
                 open_ += operation.outputs
             else:

@@ -5,7 +5,7 @@ import functools
 import keras
 
 from keras_mp import watching
-from keras_mp.inputs.extremes import Extremes
+from keras_mp.input_warnings.extremes import Extremes
 from keras_mp.wrapping import is_wrapped, wrap_once
 
 __all__ = ["watch"]

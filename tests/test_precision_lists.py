@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import keras_mp
-from keras_mp import Policy, flow, lists, policy_scope
+from keras_mp import Policy, flow, policy_scope, precision_lists
 
 X = np.linspace(-2, 2, 24, dtype="float32").reshape(2, 3, 4)
 
@@ -213,8 +213,40 @@ def test_layers_under_keras_own_policies_are_left_until_the_model_is_compiled():
 
 
 def test_the_lists_do_not_overlap_and_hold_layers_of_keras():
-    classes = [rule for rule in lists.DENY if isinstance(rule, type)]
-    inside = [rule for rule in lists.INSIDE if isinstance(rule, type)]
-    everything = [*classes, *inside, *lists.ALLOW, *lists.FOLLOW]
+    classes = [rule for rule in precision_lists.DENY if isinstance(rule, type)]
+    inside = [rule for rule in precision_lists.INSIDE if isinstance(rule, type)]
+    everything = [*classes, *inside, *precision_lists.ALLOW, *precision_lists.FOLLOW]
     assert len(everything) == len(set(everything))
     assert all(issubclass(layer, layers.Layer) for layer in everything)
+
+
+LISTS = sorted(
+    name
+    for name, value in vars(precision_lists).items()
+    if name.isupper() and isinstance(value, tuple | frozenset)
+)
+
+
+def test_the_documented_lists_are_there_under_their_name():
+    for name in ("ALLOW", "DENY", "FOLLOW", "INSIDE"):
+        assert getattr(keras_mp.lists, name) is getattr(precision_lists, name)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_every_entry_names_its_source(name):
+    entries = getattr(precision_lists, name)
+    assert entries
+    for entry in entries:
+        assert isinstance(precision_lists.SOURCES[entry], precision_lists.Source)
+
+
+def test_operations_that_tensorflow_denies_are_on_the_list():
+    """Its list as in ``auto_mixed_precision_lists.h``, but for saving and losses."""
+    denied = {"Exp", "Expm1", "L2Loss", "Mean", "Pow", "Sum"}
+    assert denied <= precision_lists.FLOAT32_OPERATIONS
+    of_tensorflow = {
+        entry
+        for entry in precision_lists.FLOAT32_OPERATIONS
+        if precision_lists.SOURCES[entry] is precision_lists.Source.TENSORFLOW
+    }
+    assert of_tensorflow == denied

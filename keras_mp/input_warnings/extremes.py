@@ -7,7 +7,7 @@ import ml_dtypes
 from keras import ops
 
 from keras_mp import distribute, dtypes, private
-from keras_mp.inputs.rounding import roundings
+from keras_mp.input_warnings.rounding import roundings
 
 #: Roundings that are watched, and numbers of each that are looked at: on two CPU cores
 #: one costs some 10 us a step, under XLA up to 80; four times as many numbers another
