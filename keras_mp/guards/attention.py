@@ -5,13 +5,11 @@ exceed 65,504 though no query or key does. So in float16 each query is divided b
 power of two for which no score of it can, and its scores, once they are in float32, are
 multiplied by it. Ordinary queries are divided by 1; nothing is rounded by that.
 
-Keras documents ``_compute_attention``, ``_calculate_scores`` and ``_apply_scores`` as
-what to override for another computation of attention. They are replaced on one layer.
+`keras_mp.private.attention` says which methods of a layer are replaced.
 """
 
 import functools
 import inspect
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +19,10 @@ from keras import ops
 from keras_mp import dtypes, private
 from keras_mp.ops import float32
 from keras_mp.wrapping import is_wrapped, wrap_once
+
+_FLOAT32 = keras.DTypePolicy("float32")
+
+_MARK = "scores and softmax"
 
 #: No score in float16 is to exceed it, whatever the signs of its terms.
 _SAFE = 2.0**15
@@ -35,22 +37,12 @@ def is_guarded_class(layer):
     Subclasses that add arguments or a cache, as KerasHub's, are guarded as well; those
     that replace the computation are not.
     """
-    return _base_of(layer) is not None
-
-
-def _base_of(layer):
-    """Return the class of Keras's whose computation ``layer`` inherits, or None."""
-    for base, parts in _PARTS.items():
-        if isinstance(layer, base):
-            cls = type(layer)
-            same = all(getattr(cls, part) is getattr(base, part) for part in parts)
-            return base if same else None
-    return None
+    return bool(private.attention.parts_of(layer))
 
 
 def is_guarded(layer):
     """Return whether a layer of such a class is guarded."""
-    return is_wrapped(layer, _PARTS[_base_of(layer)][0], _MARK)
+    return is_wrapped(layer, private.attention.parts_of(layer)[0], _MARK)
 
 
 def guard(layer):
@@ -60,7 +52,7 @@ def guard(layer):
         "_calculate_scores": _calculated,
         "_compute_attention": _multi_head,
     }
-    for part in _PARTS[_base_of(layer)]:
+    for part in private.attention.parts_of(layer):
         if part in wrappers:
             wrap_once(layer, part, _MARK, functools.partial(wrappers[part], layer))
     for softmax in private.layers.sublayers(layer):
@@ -72,7 +64,7 @@ def _multi_head(layer, compute):
     @functools.wraps(compute)
     def guarded(query, *args, **kwargs):
         # Flash attention is one kernel, which keeps its scores in float32.
-        if layer._flash_attention or not dtypes.is_low(query):
+        if private.attention.uses_flash(layer) or not dtypes.is_low(query):
             return compute(query, *args, **kwargs)
         bound = inspect.signature(compute).bind(query, *args, **kwargs)
         return _attend(layer, **bound.arguments)
@@ -95,20 +87,18 @@ def _attend(
     Newer Keras leaves a causal mask to it.
     """
     if use_causal_mask:
-        causal = layer._compute_causal_mask(query, value)
-        given = True if attention_mask is None else ops.cast(attention_mask, "bool")
-        attention_mask = ops.logical_and(given, causal)
+        attention_mask = private.attention.with_causal_mask(
+            layer, attention_mask, query, value
+        )
     scores = _scores(layer, query, key)
-    return_attention_scores |= getattr(layer, "_return_attention_scores", False)
+    return_attention_scores |= private.attention.returns_scores(layer)
     if layer.dropout > 0 or return_attention_scores or len(query.shape) != 4:
-        weights = layer._masked_softmax(scores, attention_mask)
+        weights = private.attention.masked_softmax(layer, scores, attention_mask)
     else:
         weights = _fused_softmax(scores, attention_mask)
     weights = ops.cast(weights, value.dtype)
-    kept = weights
-    if layer.dropout > 0:
-        kept = layer._dropout_layer(weights, training=training)
-    return ops.einsum(layer._combine_equation, kept, value), weights
+    outputs = private.attention.values_weighted(layer, weights, value, training)
+    return outputs, weights
 
 
 def _fused_softmax(scores, mask):
@@ -158,14 +148,9 @@ _MATMULS = _Products(
 
 def _scores(layer, query, key):
     """Return the scaled scores of several heads in float32."""
-    left, right, scores = re.split(",|->", layer._dot_product_equation)
-    if isinstance(layer, keras.layers.MultiHeadAttention):  # whose keys come first
-        products, axes = _einsums(right, left, scores), layer._attention_axes
-        scale = layer._inverse_sqrt_key_dim
-    else:
-        products, axes = _einsums(left, right, scores), (1,)
-        scale = layer._inverse_sqrt_head_dim
-    return _product(products, axes, query, key) * scale
+    parts = private.attention.scores_of(layer)
+    products = _einsums(parts.queries, parts.keys, parts.scores)
+    return _product(products, parts.key_axes, query, key) * parts.scale
 
 
 def _product(products, axes, query, key):
@@ -245,16 +230,3 @@ def _applied(layer, apply):
         return ops.matmul(kept, value), weights
 
     return apply_scores
-
-
-_FLOAT32 = keras.DTypePolicy("float32")
-
-#: The classes of Keras's, subclasses first, and what in them is replaced or relied on.
-_PARTS = {
-    keras.layers.AdditiveAttention: ("_apply_scores", "_calculate_scores"),
-    keras.layers.Attention: ("_apply_scores", "_calculate_scores"),
-    keras.layers.GroupQueryAttention: ("_compute_attention", "_masked_softmax"),
-    keras.layers.MultiHeadAttention: ("_compute_attention", "_masked_softmax"),
-}
-
-_MARK = "scores and softmax"

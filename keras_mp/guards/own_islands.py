@@ -128,7 +128,8 @@ def _handing_on(inner_call):
 
 def _state(layer):
     """Return what a ``call`` that fails half way may have changed."""
-    losses = [(inner, list(inner._losses)) for inner in private.layers.walk(layer)]
+    losses = map(private.layers.own_losses, private.layers.walk(layer))
+    losses = [(own, list(own)) for own in losses]
     variables = layer.non_trainable_variables
     with private.variables.variables_as_stored():
         values = private.variables.values_of(variables)
@@ -137,11 +138,10 @@ def _state(layer):
 
 def _restore(state):
     losses, values = state
-    for inner, before in losses:
-        inner._losses[:] = before
-    with (
-        private.variables.variables_as_stored()
-    ):  # Keras 3.12 rounds what is assigned in a call
+    for own, before in losses:
+        own[:] = before
+    # Keras 3.12 rounds what is assigned in a call.
+    with private.variables.variables_as_stored():
         for variable, value in values:
             variable.assign(value)
 

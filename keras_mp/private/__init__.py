@@ -4,6 +4,7 @@ Every function here is tested on the oldest and the newest supported Keras.
 """
 
 from keras_mp.private import (
+    attention,
     attributes,
     devices,
     errors,
@@ -18,6 +19,7 @@ from keras_mp.private import (
 )
 
 __all__ = [
+    "attention",
     "attributes",
     "devices",
     "errors",

@@ -95,6 +95,11 @@ def metrics_of(layer):
     return list(layer._metrics)
 
 
+def own_losses(layer):
+    """Return the list, not a copy, in which ``layer`` collects losses of a call."""
+    return layer._losses
+
+
 def own_variables(layer):
     """Return the variables of ``layer`` itself, without those of its sublayers."""
     return layer._trainable_variables + layer._non_trainable_variables

@@ -6,7 +6,8 @@ import pytest
 from keras import layers
 
 import keras_mp
-from keras_mp import flow, policies, policy_scope, private
+from keras_mp import flow, guards, policy_scope, private
+from keras_mp.policies import hook
 
 RAW = np.array([[65535.0, 4097.0]], "float32")  # float16 has neither
 
@@ -44,7 +45,7 @@ def test_back_in_float32_a_layer_does_what_it_always_did():
     keras_mp.convert(model, "float32")
     layer = model.layers[0]
     assert layer.autocast and dtype_of(layer(RAW.astype("float64"))) == before
-    assert policies.guards.dtype_around(layer) is None
+    assert guards.dtype_around(layer) is None
 
 
 def test_followers_hand_code_the_dtype_that_keras_would():
@@ -57,7 +58,7 @@ def test_followers_hand_code_the_dtype_that_keras_would():
 
 def test_a_keras_without_the_hook_is_said_once_and_rules_hold(monkeypatch):
     monkeypatch.setattr(private.layers, "layer_hook", lambda *handlers: False)
-    policies._watch_layers.cache_clear()
+    hook.install.cache_clear()
     try:
         with pytest.warns(UserWarning, match="does not tell when a layer"):
             policy = keras_mp.Policy("mixed_float16", float32=["head"])
@@ -66,4 +67,4 @@ def test_a_keras_without_the_hook_is_said_once_and_rules_hold(monkeypatch):
         keras_mp.convert(model, policy)
         assert model.layers[0].compute_dtype == "float32"
     finally:
-        policies._watch_layers.cache_clear()
+        hook.install.cache_clear()
