@@ -1,13 +1,13 @@
-"""Which dtype flows on from a layer, by who reads it; and what was rounded for whom.
+"""The dtype of a layer's outputs, which depends on what reads them.
 
-Under a policy of keras_mp's some layers compute in float32. What they hand on may stay
-in float32 only where the reader is known to take it: a Functional or Sequential graph
-of Keras's, whose layers cast what they get, or a loss, a metric and `predict`. Code of
-the user's own gets the dtype that Keras alone would give, for it multiplies and
-concatenates what it gets with tensors of that dtype.
+Under a policy of keras_mp's some layers compute in float32. Their outputs may stay in
+float32 only if the reader accepts it: the graph of a Functional or Sequential model,
+whose layers cast their inputs, or a loss, a metric or `predict`. Code of the user's own
+gets the dtype that Keras alone would give, because it multiplies and concatenates these
+outputs with tensors of that dtype.
 
-A tensor that is rounded on its way to such code remembers what it was rounded from.
-Who reads raw data, and who returns predictions, takes that instead.
+A tensor that is rounded for such code remembers the float32 tensor that it was rounded
+from. Layers that read raw data, and models that return predictions, take that instead.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ import keras
 
 from keras_mp import casts, dtypes, private
 
-#: The readers: the graph of a Functional or Sequential model; a layer's ``call``, or
-#: another function, of the user's own; such a ``call`` that computes in float32; a step
-#: of ``fit``, ``evaluate`` or ``predict``.
+#: The readers: the graph of a Functional or Sequential model; a ``call``, or another
+#: function, of the user's own; such a ``call`` that computes in float32; a step of
+#: ``fit``, ``evaluate`` or ``predict``.
 GRAPH, CODE, ISLAND, STEP = "graph", "code", "island", "step"
 
 _EXACT = "_keras_mp_exact"
@@ -38,13 +38,13 @@ _present = _Present()
 
 
 def reader() -> str | None:
-    """Return who reads what the layer that is called now hands on; None if unknown."""
+    """Return what reads the outputs of the layer called now; None if unknown."""
     return _present.reader
 
 
 @contextlib.contextmanager
 def read_by(reader: str | None):
-    """Have ``reader`` read what layers hand on inside the block, in this thread."""
+    """Make ``reader`` the reader of all layers called in the block, in this thread."""
     before = _present.reader
     _present.reader = reader
     try:
@@ -69,7 +69,7 @@ def remember(tensor: Any, exact: Any) -> Any:
 def remember_product(tensor: Any, exact: Callable) -> Any:
     """Return ``tensor``, which remembers how to compute all of it in float32.
 
-    Unlike what `remember` does, that is not used but for a head (`widened`).
+    Only the head of a model uses that (`widened`).
     """
     with contextlib.suppress(AttributeError):
         setattr(tensor, _PRODUCT, exact)
@@ -77,9 +77,9 @@ def remember_product(tensor: Any, exact: Callable) -> Any:
 
 
 def unrounded(structure: Any) -> Any:
-    """Return ``structure`` with what its tensors were rounded from, where it is known.
+    """Return ``structure`` with the tensors that its tensors were rounded from.
 
-    Tensors of which nothing is known stay as they are.
+    Where these are not known, tensors stay as they are.
     """
     return keras.tree.map_structure(_unrounded, structure)
 
@@ -103,8 +103,9 @@ def widened(structure: Any, *, products: bool = False) -> Any:
     """Return ``structure`` with 16-bit floats in float32, unrounded where possible.
 
     Args:
-        structure: Of tensors, nested in any way.
-        products: Whether a product that is returned is computed in float32 as well.
+        structure: Tensors, nested in any way.
+        products: Whether tensors that `remember_product` was given are computed again
+            in float32.
     """
     known = _known_product if products else _known
 
@@ -119,24 +120,25 @@ def widened(structure: Any, *, products: bool = False) -> Any:
 
 
 def rounded(structure: Any, dtype: str) -> Any:
-    """Return ``structure`` with floats in ``dtype``; they remember what they were."""
+    """Return ``structure`` with floats in ``dtype``, which remember what they were."""
 
-    def narrow(leaf):
+    def round_one(leaf):
         if not dtypes.is_float(leaf) or dtypes.dtype_of(leaf) == dtype:
             return leaf
         return remember(private.tensors.cast_with_mask(leaf, dtype), leaf)
 
-    return keras.tree.map_structure(narrow, structure)
+    return keras.tree.map_structure(round_one, structure)
 
 
 def hand_on(outputs: Any, dtype: str, *, wanted: bool = False) -> Any:
     """Return ``outputs`` of a layer in the dtype in which their reader takes them.
 
     Args:
-        outputs: What a layer computed in float32, in any structure.
-        dtype: The 16-bit dtype in which Keras alone would hand it on.
-        wanted: Whether float32 is what the user asked for, or what raw data came in.
-            Then only code known to need 16 bits gets them, and not an unknown reader.
+        outputs: Tensors in any structure, which a layer computed in float32.
+        dtype: The 16-bit dtype that they would have with Keras alone.
+        wanted: Whether the user asked for float32, or raw data came in float32. Then
+            an unknown reader gets float32 too, and only code of the user's own gets
+            16 bits.
     """
     if reader() == ISLAND:
         return widened(outputs)
@@ -146,13 +148,13 @@ def hand_on(outputs: Any, dtype: str, *, wanted: bool = False) -> Any:
 
 
 def hand_out(outputs: Any, *, of_model: bool, exact_heads: bool = False) -> Any:
-    """Return what a container of layers hands to its reader.
+    """Return the outputs of a container of layers in the dtype for their reader.
 
     Args:
-        outputs: What its graph or its code returned, in any structure.
+        outputs: Tensors in any structure, which its graph or its code returned.
         of_model: Whether it is a model, from whose outputs a step computes losses.
-        exact_heads: Whether a step, or the graph that ends with it, gets products in
-            float32.
+        exact_heads: Whether a step, or the graph that ends with the container, gets
+            products in float32.
     """
     if reader() == STEP and of_model:
         return widened(outputs, products=exact_heads)
@@ -160,7 +162,7 @@ def hand_out(outputs: Any, *, of_model: bool, exact_heads: bool = False) -> Any:
         return widened(outputs)
     if reader() == GRAPH and exact_heads:
         return keras.tree.map_structure(_wide_in_graph, outputs)
-    # A script gets of a model what it gets of the saved one.
+    # A script gets the same from a model as from the saved one.
     return as_in_keras(outputs) if reader() == CODE else outputs
 
 
@@ -186,8 +188,8 @@ def dtype_in_keras(tensor: Any) -> str:
 def as_in_keras(structure: Any) -> Any:
     """Return ``structure`` with each tensor in the dtype that Keras would give."""
 
-    def narrow(leaf):
+    def cast(leaf):
         dtype = getattr(leaf, _IN_KERAS, None)
         return leaf if dtype is None else rounded(leaf, dtype)
 
-    return keras.tree.map_structure(narrow, structure)
+    return keras.tree.map_structure(cast, structure)

@@ -1,8 +1,9 @@
 """The last layer of a model: in 16 bits only for logits and probabilities.
 
-A regression head in float16 has four different predictions for targets near 2,000. What
-a model's outputs are, the loss tells: cross entropies and the like take logits or
-probabilities, whose error is that of their exponent. Any other head is put in float32.
+Near 2,000 float16 has a number for every whole number only, which is too few for
+regression. The loss shows what the outputs of a model are: cross entropies and the like
+take logits or probabilities, which 16 bits are enough for. Any other head is put in
+float32.
 """
 
 import keras
@@ -15,14 +16,14 @@ _BEFORE = "_keras_mp_before_head"
 def keep_in_float32(model: keras.Model) -> None:
     """Put the heads of a compiled model in float32 whose outputs are no logits.
 
-    In a Functional or Sequential model these are the last layers with weights before
-    each such output, and what lies between. A model of the user's own computes what it
-    returns in float32 instead, where it comes from one layer. Without a loss nothing
-    tells; heads that a rule allows are left alone.
+    In a Functional or Sequential model the heads are the last layers with weights
+    before each such output, and the layers after them. A model of the user's own
+    computes its outputs in float32 instead, if each comes from one layer. A model
+    without a loss, and heads that a rule allows, are left alone.
 
     Args:
-        model: A compiled Keras model. One that was compiled for another loss before
-            gets its former heads back.
+        model: A compiled Keras model. If it was compiled for another loss before, its
+            former heads get their former policies back.
     """
     for layer in private.layers.walk(model):
         guards.set_exact_heads(layer, False)
@@ -34,8 +35,8 @@ def keep_in_float32(model: keras.Model) -> None:
         return
     outputs = list(_outputs(model))
     guards.set_exact_heads(model, not outputs and not _takes_logits(losses))
-    for path, layer, name, place in outputs:
-        loss = _loss_of(losses, name, place)
+    for path, layer, name, index in outputs:
+        loss = _loss_of(losses, name, index)
         if loss is not None and not _takes_logits(loss):
             _keep(layer, path)
 
@@ -58,21 +59,21 @@ def _keep(layer, path):
     dtype = layer.compute_dtype
     for each in (layer, *inner):
         before = policies.policy_of(each)
-        # Wanted, for so it is in a saved model, whose head has a float32 policy.
+        # Wanted: the head of a saved model has a float32 policy, as by a rule.
         around = dtype if each is layer else None
         policies.keep_in_float32(each, around, wanted=True)
         vars(each)[_BEFORE] = before
 
 
 def _outputs(model):
-    """Yield path, layer, name and place of what ends each output of a graph."""
+    """Yield path and layer of the head of each output, and its name and index."""
     if not private.graphs.has_graph(model) or not model.built:
         return
     if private.graphs.graph_of(model) is None:
         return
-    for place, (name, tensor) in enumerate(private.graphs.named_outputs(model)):
+    for index, (name, tensor) in enumerate(private.graphs.named_outputs(model)):
         for layer, path in _last_layers(tensor, model.name):
-            yield path, layer, name, place
+            yield path, layer, name, index
 
 
 def _last_layers(tensor, path):
@@ -94,11 +95,11 @@ def _last_layers(tensor, path):
         yield from _last_layers(source, path)
 
 
-def _loss_of(losses, name, place):
+def _loss_of(losses, name, index):
     if isinstance(losses, dict):
         return losses.get(name)
     if isinstance(losses, list | tuple):
-        return losses[place] if place < len(losses) else None
+        return losses[index] if index < len(losses) else None
     return losses
 
 

@@ -157,9 +157,9 @@ def _chosen(model, rule):
 
 
 def replace_keras_scaler(model, rule=None):
-    """Put our optimizer in the place of the one of Keras's that scales the loss.
+    """Replace Keras's `LossScaleOptimizer` of ``model`` by ours.
 
-    It goes on with the state of that, unless there is a ``rule``.
+    Ours takes over its scale and counters, unless there is a ``rule``.
     """
     old = model.optimizer
     if rule is not None:
@@ -236,9 +236,9 @@ def needs_loss_scaling(model: keras.Model) -> bool:
 
 
 def make_safe(model):
-    """Have the layers of ``model`` obey rules and lists, and it return float32.
+    """Apply rules and precision lists to ``model``, and make it return float32.
 
-    What no layer can make safe, data beyond 16 bits, it is to warn of.
+    Its ``fit`` warns of data that is rounded too much, which no layer can help.
     """
     policies.apply_rules(model)
     _report_unmatched_rules(model)

@@ -1,4 +1,4 @@
-"""What has to look at the device now and then while a model is in ``fit``."""
+"""Looks at the device, now and then while a model is in ``fit``, and warnings."""
 
 import contextlib
 import functools
@@ -11,9 +11,9 @@ import keras
 from keras_mp import private
 from keras_mp.wrapping import wrap_once
 
-#: Looks are taken after the first step, after so many, and each time their number has
-#: doubled since. So a run of a million steps is looked at 16 times, not at each step,
-#: which would have the host wait for the device every time.
+#: Looks are taken after the first step, after this many, and each time the number of
+#: steps has doubled. So a run of a million steps has 16 looks. Each look makes the host
+#: wait for the device.
 _EARLY = 50
 
 _WATCHERS = "_keras_mp_watchers"
@@ -23,18 +23,18 @@ _UNCOUNTED = "_keras_mp_uncounted"
 def watch(
     model: keras.Model, name: str, begin: Callable[[], Callable[[], Iterable[str]]]
 ) -> None:
-    """Have ``model.fit`` warn of what a look at the device finds.
+    """Make ``model.fit`` warn of what a look at the device finds.
 
     Looks are taken after steps 1, 50, 100, 200, 400 and so on of a ``fit``, and after
-    each epoch in which there were further steps. All that look do so at the same
-    moments. Whatever arguments ``model.fit`` takes, it gets those that it is given: it
-    has to end in the ``fit`` of Keras, or in ``train_on_batch``.
+    each epoch in which there were further steps; all watchers look at the same time.
+    ``model.fit`` may take any arguments, but has to end in the ``fit`` of Keras, or in
+    ``train_on_batch``.
 
     Args:
         model: A Keras model.
-        name: Of what looks; the second of a name takes the place of the first.
-        begin: Called as a ``fit`` begins. Returns ``look``, which yields what to warn
-            of, and may read variables.
+        name: The name of the watcher, which replaces an earlier one of that name.
+        begin: Called when a ``fit`` begins. Returns ``look``, a function that yields
+            messages to warn of, and may read variables.
     """
     watchers = vars(model).setdefault(_WATCHERS, {})
     watchers[name] = begin
@@ -42,7 +42,7 @@ def watch(
 
 
 def _watched(model, watchers, fit):
-    """Return ``fit`` that looks now and then."""
+    """Return ``fit`` with looks at the device."""
 
     @functools.wraps(fit)
     def watched(*args, **kwargs):
@@ -59,7 +59,7 @@ def _watched(model, watchers, fit):
 class _Run:
     """One call of ``fit``: how many steps it has made, and when the next look is due.
 
-    A callback that is called after each step would have Keras fetch its logs.
+    This is no callback, because Keras fetches the logs for one after each step.
     """
 
     def __init__(self, model, looks, caller):
@@ -71,7 +71,7 @@ class _Run:
 
     @contextlib.contextmanager
     def counting(self):
-        """Count the steps of the model, and look in between, inside the block."""
+        """Count the steps of the model in the block, and look where it is due."""
         model = self._model
         make = model.make_train_function
 
@@ -105,7 +105,7 @@ class _Run:
         return counted
 
     def look(self):
-        """Warn of what there is, unless no step was made since the last look."""
+        """Warn of what is found, unless no step was made since the last look."""
         if self._seen == self._steps:
             return
         self._seen = self._steps
@@ -114,7 +114,7 @@ class _Run:
                 warnings.warn(message, stacklevel=self._level())
 
     def _level(self):
-        """Return the ``stacklevel`` of who called ``fit``, for a warning of `look`."""
+        """Return the ``stacklevel`` of the caller of ``fit``, as seen from `look`."""
         frame, level = inspect.currentframe(), 1
         while frame is not None and frame.f_code is not self._caller:
             frame, level = frame.f_back, level + 1

@@ -1,10 +1,9 @@
-"""What keeps a low-precision layer safe whose products stay in low precision.
+"""What makes a layer safe in low precision while its products stay in low precision.
 
 A guard replaces a part of one layer: its activation function, its softmax, its
-regularizer. It computes in float32 what comes in 16 bits and leaves anything else
-alone, so that a guarded layer under a float32 policy does what it always did. Nothing
-of it is saved: who loads a model puts the guards back (`keras_mp.load_model`,
-`keras_mp.compile`).
+regularizer. It computes in float32 if its input is in 16 bits, and otherwise changes
+nothing, so that a guarded layer under a float32 policy does what it always did. Guards
+are not saved: `keras_mp.load_model` and `keras_mp.compile` put them on again.
 """
 
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from keras_mp.speed import normalization
 
 
 class Guard(NamedTuple):
-    """One guard, as functions of a layer. Only ``put`` changes it, and only once."""
+    """One guard, as functions of a layer. Only ``put`` changes the layer, and once."""
 
     is_needed: Callable  # whether there is anything to guard
     is_on: Callable  # of a layer that needs it: whether it is guarded
@@ -74,7 +73,7 @@ def guard(layer, strict=False):
 
     Args:
         layer: A layer that computes in low precision.
-        strict: Whether errors about dtypes in code of the user's own are to be raised.
+        strict: Whether an error about dtypes in code of the user's own is raised.
     """
     if products.is_product(layer):
         biases.guard(layer)  # first, so that it gets the activation that others guard
@@ -91,7 +90,10 @@ def guard(layer, strict=False):
 
 
 def guard_flow(layer):
-    """Have what ``layer`` hands on, and what is inside it, suit who reads it."""
+    """Make ``layer``, and layers inside it, return the dtype for their reader.
+
+    `keras_mp.flow` says which dtype that is.
+    """
     if hasattr(layer, "outer_policy"):  # a float32 island hands back what is around it
         return
     if private.layers.has_own_call(layer):
@@ -133,7 +135,7 @@ def present(layer):
 
 
 def covers_sublayers(layer):
-    """Return whether the guards of ``layer`` are for its sublayers as well."""
+    """Return whether the guards of ``layer`` cover its sublayers as well."""
     return attention.is_guarded_class(layer)
 
 

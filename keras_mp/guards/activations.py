@@ -1,7 +1,7 @@
-"""Activation functions that compute in float32, or can be computed in it afterwards.
+"""Activation functions that compute in float32, or can be computed again in it.
 
-A layer has its guarded functions only while it is called. Whoever looks at the layer
-or saves it finds the functions that it was given.
+A layer has its guarded functions only while it is called. At any other time, also when
+it is saved, it has the functions that it was given.
 """
 
 import functools
@@ -32,7 +32,7 @@ def are_guarded(layer):
 
 
 def guard(layer):
-    """Have the functions of ``layer`` be exact where it matters.
+    """Make the functions of ``layer`` compute in float32 where that matters.
 
     Steep ones compute in float32: those of Keras's that are on the precision lists, and
     any other that uses one of `precision_lists.FLOAT32_OPERATIONS`. What Keras would
@@ -57,7 +57,7 @@ def functions_of(layer):
         if callable(function)
         and not isinstance(function, keras.layers.Layer)
         and not precision_lists.moves_only(function)
-        # What a cell's other functions return does not leave it.
+        # Results of the other functions of a cell do not leave the cell.
         and (precision_lists.is_steep_function(function) or not in_cell)
     }
 
@@ -78,7 +78,7 @@ def _with_guarded(layer, known, call):
 
 
 def _guarded(function, known, in_cell):
-    """Return ``function``, guarded. ``known`` holds what was found out of functions."""
+    """Return ``function``, guarded; ``known`` has the kinds of functions so far."""
 
     @functools.wraps(function)
     def guarded(x, *args, **kwargs):

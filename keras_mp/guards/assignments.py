@@ -1,4 +1,4 @@
-"""Variables that code of the user's own assigns in a ``call``: they stay exact.
+"""Exact assignments to variables in a ``call`` of the user's own.
 
 In a ``call`` Keras reads float32 variables in 16 bits, so that a counter stops at 2,048
 in float16 and a moving average is rounded in every step. `assign_add` and `assign_sub`
@@ -31,7 +31,7 @@ _watch = _Watch()
 def watched(layer):
     """Raise `RoundedAssignment` where the code of ``layer`` assigns rounded values.
 
-    Only in this context. The exact ways to count and to average stay afterwards.
+    It raises in this context only. Exact ``assign_add`` and the like stay afterwards.
     """
     before, _watch.on = _watch.on, private.layers.mentions(type(layer), _NAMES)
     try:

@@ -1,10 +1,10 @@
 """Biases of products whose gradient is summed in float32 on CPUs too.
 
-Keras adds a bias by ``tf.nn.bias_add``. The gradient of that is a sum over all rows and
-positions, which TensorFlow's kernel for bfloat16 on CPUs takes in bfloat16: after 1,024
-numbers it is off by some 40 roundings, where a bias before a normalization has a
-gradient of nearly zero. The gradient of a plain addition is a sum that is taken in
-float32 and rounded once, and takes no longer.
+Keras adds a bias by ``tf.nn.bias_add``. Its gradient is a sum over all rows and
+positions, which TensorFlow's bfloat16 kernel for CPUs computes in bfloat16. Its error
+after 1,024 numbers is some 40 roundings, while the true gradient of a bias before a
+normalization is nearly zero. The gradient of a plain addition is summed in float32,
+rounded once, and as fast.
 """
 
 import functools
@@ -16,9 +16,9 @@ from keras_mp.wrapping import wrap_once
 
 
 def guard(layer):
-    """Have ``layer``, a product of Keras's, add its bias so that its gradient is exact.
+    """Make ``layer``, a product of Keras's, sum the gradient of its bias in float32.
 
-    Only where TensorFlow would sum it in bfloat16: not in float16, on GPUs or by XLA.
+    Changes nothing where TensorFlow does that itself: in float16, on GPUs, under XLA.
     """
     wrap_once(layer, "call", "bias", functools.partial(_adding, layer))
 

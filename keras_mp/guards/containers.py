@@ -6,21 +6,21 @@ _READS = "_keras_mp_reads_data"
 
 
 def holds_readers(layer):
-    """Return whether ``layer`` is a container of layers that read data."""
+    """Return whether ``layer`` is a container of layers that read raw data."""
     return any(map(_reads_data, private.layers.sublayers(layer)))
 
 
 def is_guarded(layer):
-    """Return whether ``layer`` leaves the casts of inputs to who reads them."""
+    """Return whether ``layer`` leaves casts of its inputs to the layers inside."""
     return vars(layer).get(_READS, False)
 
 
 def guard(layer):
-    """Have Keras leave the inputs of a container of layers that read data alone.
+    """Make Keras not cast the inputs of a container of layers that read raw data.
 
-    Rounded to 16 bits on its way in, an id of 2,049 is another, and a number beyond
-    65,504 none. Code of the user's own in its ``call`` still gets 16 bits; the layer
-    that reads data takes what they were rounded from (`keras_mp.flow`).
+    A cast to float16 would change the id 2,049, and make numbers above 65,504 infinite.
+    Code of the user's own in its ``call`` still gets 16 bits; the layer that reads data
+    takes the tensors that these were rounded from (`keras_mp.flow`).
     """
     if not is_guarded(layer):
         vars(layer)[_READS] = True
@@ -28,7 +28,7 @@ def guard(layer):
 
 
 def guard_with(layer, sublayer):
-    """Guard ``layer``, which is about to get ``sublayer``, if that reads data."""
+    """Guard ``layer``, which is about to get ``sublayer``, if this reads raw data."""
     if _reads_data(sublayer):
         guard(layer)
 

@@ -21,7 +21,7 @@ def is_call_guarded(layer):
 
 
 def guard_call(layer):
-    """Have a layer compute in float32, and return the dtype that came in."""
+    """Make a layer compute in float32, and return the dtype of its inputs."""
     wrap_once(layer, "call", "all of it", float32)
 
 
@@ -36,15 +36,15 @@ def is_regularizer_guarded(layer):
 
 
 def guard_regularizer(layer):
-    """Have the activity regularizer of ``layer`` add up in float32."""
+    """Make the activity regularizer of ``layer`` add up in float32."""
     if not is_regularizer_guarded(layer):
         layer.activity_regularizer = _InFloat32(layer.activity_regularizer)
 
 
 class _InFloat32:
-    """A regularizer that is called in float32 and otherwise looks like the original.
+    """A regularizer that computes in float32, and otherwise looks like the original.
 
-    Layers call their regularizer and save it by its class, so it keeps its class.
+    Layers save their regularizer by its class, so it keeps its class.
     """
 
     def __init__(self, regularizer):
@@ -72,9 +72,9 @@ def is_add_loss_guarded(layer):
 
 
 def guard_add_loss(layer):
-    """Have the losses that a layer of the user's own adds cast to float32.
+    """Cast losses that a layer of the user's own adds to float32.
 
-    Keras adds them to the loss, which is in float32, and to each other as they are.
+    Keras sums them without a cast, and adds the sum to the loss, which is in float32.
     """
     wrap_once(layer, "add_loss", "cast", _widened)
 

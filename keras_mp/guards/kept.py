@@ -1,6 +1,6 @@
-"""Layers of Keras's that compute in float32, or in the dtype that comes in.
+"""Keras's layers that compute in float32, or in the dtype of their inputs.
 
-What they hand on is in float32 only for readers that take it (`keras_mp.flow`).
+Their outputs are in float32 only for readers that accept it (`keras_mp.flow`).
 """
 
 import functools
@@ -14,7 +14,7 @@ _AROUND = "_keras_mp_dtype_around"
 
 
 def keep(layer, dtype, wanted=False):
-    """Remember that ``layer`` is kept in float32 where Keras alone would use ``dtype``.
+    """Remember that ``layer`` is in float32, and that Keras alone would use ``dtype``.
 
     Args:
         layer: A layer that has got a float32 policy.
@@ -35,7 +35,7 @@ def keep(layer, dtype, wanted=False):
 def takes_raw_data(layer):
     """Return whether a kept ``layer`` takes its inputs as they were before rounding.
 
-    Keras is not to cast them.
+    Then Keras must not cast them.
     """
     return isinstance(layer, precision_lists.DATA) and dtype_around(layer) is not None
 
@@ -43,19 +43,19 @@ def takes_raw_data(layer):
 def dtype_around(layer):
     """Return the dtype that Keras alone would use for a kept ``layer``, or None."""
     dtype, _ = vars(layer).get(_AROUND, (None, False))
-    # A layer may have a compute dtype of its own, which its constructor makes later.
+    # The constructor of a layer may give it another policy after the hook saw one.
     own = vars(layer).get("_dtype_policy")
     return dtype if own is not None and own.compute_dtype == "float32" else None
 
 
 def handed_on(layer, outputs, raw=False):
-    """Return ``outputs`` of a kept layer as its reader takes them."""
+    """Return ``outputs`` of a kept layer in the dtype for their reader."""
     dtype, wanted = vars(layer)[_AROUND]
     return flow.hand_on(outputs, dtype, wanted=wanted or raw)
 
 
 def guard_kept(layer):
-    """Have a kept layer of Keras's hand on what its reader takes."""
+    """Make a kept layer of Keras's return the dtype for its reader."""
     wrap_once(layer, "call", "kept", functools.partial(_kept, layer))
 
 
@@ -74,7 +74,7 @@ def _kept(layer, call):
 
 
 def guard_reader(layer):
-    """Have a layer that looks up ids take them as they were before any rounding."""
+    """Make a layer that looks up ids take them as they were before any rounding."""
     wrap_once(layer, "call", "reads", _reading)
 
 
@@ -88,7 +88,7 @@ def _reading(call):
 
 
 def guard_follower(layer):
-    """Have a layer that moves numbers hand on what its reader takes."""
+    """Make a layer that moves numbers return the dtype for its reader."""
     wrap_once(layer, "call", "follows", functools.partial(_follows, layer))
 
 
@@ -98,7 +98,7 @@ def _follows(layer, call):
         dtype = layer.compute_dtype
         if dtype not in dtypes.LOW_PRECISION or layer.autocast:
             return call(*args, **kwargs)
-        # Some make numbers of their own, in their compute dtype.
+        # Some layers create numbers, such as noise, in their compute dtype.
         policy = keras.DTypePolicy(_widest(dtype, args, kwargs))
         with private.attributes.attributes_for_now(
             private.attributes.policy_as(layer, policy)

@@ -1,7 +1,7 @@
-"""The steps of ``fit``, ``evaluate`` and ``predict``: models hand them float32.
+"""The steps of ``fit``, ``evaluate`` and ``predict`` get float32 from models.
 
-Losses that Keras compiles cast for themselves; metrics, functions and who reads
-predictions do not. The last layer's products stay in low precision.
+Losses given to ``compile`` cast their arguments; metrics, functions and readers of
+predictions do not. The products of the last layer stay in low precision.
 """
 
 import functools
@@ -19,11 +19,11 @@ _MARK = "float32"
 
 
 def guard_steps(model, of_keras_only=False):
-    """Have models hand float32 to the steps of ``model``.
+    """Make models return float32 to the steps of ``model``.
 
     Args:
         model: A Keras model.
-        of_keras_only: Whether to leave out steps that are code of the user's own.
+        of_keras_only: Whether steps that are code of the user's own are left out.
     """
     for name in _STEPS:
         if (
@@ -49,11 +49,11 @@ def _reader(model):
 
 
 def fall_back(model):
-    """Have steps of ``model`` that fail on float32 from models try two other ways.
+    """Make steps of ``model`` that fail with float32 from models try two other ways.
 
-    A step of the user's own may multiply what a single layer returns with a float32
-    tensor: then all layers hand it float32. Or what a model returns with a float16
-    tensor: then it gets what Keras would give it.
+    A step of the user's own may multiply the output of a layer with a float32 tensor:
+    then all layers return float32 to it. Or it may multiply the output of a model with
+    a float16 tensor: then models return the dtype that Keras would.
     """
     private.trainer.run_steps_with(
         model, functools.partial(_falling_back, model), "fall back"
@@ -61,7 +61,7 @@ def fall_back(model):
 
 
 def _falling_back(model, make):
-    """Return what ``make()`` does, to run steps on an iterator, tried in three ways."""
+    """Return the function that ``make()`` makes to run steps, tried in three ways."""
     function = make()
 
     def execute(iterator):
@@ -103,10 +103,10 @@ def _in_another_way(model, make, again, error):
 
 
 def _again(model, iterator):
-    """Return a function that gives what to iterate over, the same each time.
+    """Return a function that returns an iterator over the same batches each time.
 
-    A graph fails before it draws a batch. A generator, or a step that is not traced,
-    draws one first.
+    A graph fails before it takes a batch. A generator, or a step that is not traced,
+    takes one first.
     """
     if not (inspect.isgenerator(iterator) or model.run_eagerly):
         return lambda: iterator

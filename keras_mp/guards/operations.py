@@ -1,9 +1,10 @@
 """Operations of `keras.ops` in the graph of a Functional model.
 
-``x / ops.sqrt(ops.sum(x * x))`` is a graph of four operations that no layer holds.
-Those that 16 bits are too few for compute in float32, and so does what feeds only them.
-Their results flow on in float32: layers cast what they get, operations promote it. All
-others remember how to compute their result in float32, for a model that returns it.
+``x / ops.sqrt(ops.sum(x * x))`` is a graph of four operations that are in no layer.
+Operations that need float32 compute in it, and so do those that only such ones read.
+Their results stay in float32: layers cast their inputs, other operations promote theirs
+to the wider dtype. Results of all others remember how to compute them in float32, for a
+model that returns them.
 """
 
 import functools
@@ -51,7 +52,7 @@ def _guarded(operation, call):
             widened, named = flow.widened((args, kwargs))
             return float32(call)(*widened, **named)
 
-        # A cast to another dtype is what its user asks for.
+        # The user has asked for the dtype of a cast.
         if type(operation).__name__ == "Cast":
             return call(*args, **kwargs)
         if vars(operation)[_STEEP]:

@@ -1,9 +1,9 @@
-"""Layers and models around others: their code gets the dtypes that Keras gives it.
+"""Layers and models that contain others: which dtypes their code gets from these.
 
-Three kinds of ``call`` have other layers inside. The graph of a Functional or
-Sequential model casts what it hands from layer to layer, so that float32 may flow on
-in it. Code of the user's own gets what Keras would give it. Keras's own wrappers, such
-as ``TimeDistributed``, are written for the one dtype of their policy.
+Three kinds of ``call`` have other layers inside. In the graph of a Functional or
+Sequential model each layer casts its inputs, so that outputs may stay in float32. Code
+of the user's own gets the dtypes that Keras would give it. Keras's wrappers, such as
+``TimeDistributed``, are written for the one dtype of their policy.
 """
 
 import functools
@@ -18,7 +18,7 @@ _EXACT_HEADS = "_keras_mp_exact_heads"
 
 
 def guard_graph(model):
-    """Have the layers of a Functional or Sequential model hand on float32."""
+    """Let layers of a Functional or Sequential model return float32 to one another."""
     wrap_once(model, "call", "graph", functools.partial(_graph, model))
 
 
@@ -35,7 +35,7 @@ def _graph(model, call):
 
 
 def guard_own(layer):
-    """Have the code of a layer of the user's own get what Keras would give it."""
+    """Make the code of a layer of the user's own get the dtypes that Keras gives it."""
     wrap_once(layer, "call", "own", functools.partial(_own, layer))
 
 
@@ -57,9 +57,9 @@ def _own(layer, call):
 
 
 def guard_wrapper(layer):
-    """Have a wrapper of Keras's, and the layers inside it, hand on what Keras would.
+    """Make a wrapper of Keras's, and layers inside it, return the dtypes of Keras.
 
-    In the graph of a model float32 may flow through it.
+    In the graph of a model they may return float32.
     """
     wrap_once(layer, "call", "wrapper", functools.partial(_wrapper, layer))
 
@@ -86,5 +86,5 @@ def _handed_out(layer, outputs):
 
 
 def set_exact_heads(model, exact):
-    """Have ``model`` return products in float32 to a step, or in 16 bits."""
+    """Make ``model`` return products in float32 to a step, or in 16 bits."""
     vars(model)[_EXACT_HEADS] = exact

@@ -1,9 +1,9 @@
 """Float32 islands for code of the user's own that fails in 16 bits.
 
 A ``call`` that multiplies its float16 input with a float32 constant or random number
-raises with Keras alone. Then the code of that layer, and of no layer around it, is run
-again in float32: it gets its inputs, its variables and what the layers inside it hand
-on in float32. Those layers themselves go on computing in 16 bits.
+raises an error with Keras alone. Then the code of that layer, and of no layer around
+it, is run again in float32: its inputs, its variables and the outputs of layers inside
+it are float32. Those layers themselves still compute in 16 bits.
 """
 
 import functools
@@ -23,14 +23,15 @@ _REASONS, _WORKS, _STRICT = (
     "_keras_mp_strict",
 )
 
-# Code may do something else for each set of switches, as `training`; this is for all.
+# Code may do different things for each set of switches, such as `training`; this
+# stands for all sets.
 _ANY = None
 
 
 def reason(layer):
     """Return why the code of ``layer`` computes in float32, or None if it does not.
 
-    Code that fails in 16 bits as it trains may go on to predict in them.
+    Code that fails in 16 bits in training may still predict in 16 bits.
     """
     return next(iter(_reasons(layer).values()), None)
 
@@ -40,7 +41,7 @@ def _reasons(layer):
 
 
 def set_strict(layer, strict):
-    """Say whether errors of ``layer`` about dtypes are to be raised as they are."""
+    """Set whether an error of ``layer`` about dtypes is raised."""
     vars(layer)[_STRICT] = strict
 
 
@@ -90,7 +91,7 @@ def _first_call(layer, switches, function, args, kwargs):
 
 
 def _switches(args, kwargs):
-    """Return the arguments that are no numbers but say what to do."""
+    """Return the arguments that are switches: bools and strings."""
     named = [*enumerate(args), *kwargs.items()]
     return frozenset(each for each in named if isinstance(each[1], bool | str))
 
@@ -110,13 +111,13 @@ def _in_float32(layer, function, args, kwargs):
 
 
 def hand_on_inside(layer):
-    """Have the layers inside ``layer`` hand float32 to code that computes in it."""
+    """Make layers inside ``layer`` return float32 to code that computes in float32."""
     for inner in private.layers.walk(layer)[1:]:
         wrap_once(inner, "call", "in island", _handing_on)
 
 
 def _handing_on(inner_call):
-    """Return the ``call`` of a layer inside an island; code there gets float32."""
+    """Return the ``call`` of a layer inside an island, whose code gets float32."""
 
     @functools.wraps(inner_call)
     def handing_on(*args, **kwargs):
@@ -127,7 +128,7 @@ def _handing_on(inner_call):
 
 
 def _state(layer):
-    """Return what a ``call`` that fails half way may have changed."""
+    """Return losses and variables, which a ``call`` may change before it fails."""
     losses = map(private.layers.own_losses, private.layers.walk(layer))
     losses = [(own, list(own)) for own in losses]
     variables = layer.non_trainable_variables
@@ -147,7 +148,7 @@ def _restore(state):
 
 
 def become_island(layer, error, switches=_ANY):
-    """Have the code of ``layer``, which raised ``error``, compute in float32; warn."""
+    """Make the code of ``layer``, which raised ``error``, compute in float32; warn."""
     known = reason(layer) is not None
     message = private.errors.message_of(error)
     operation = re.search(r"'(\w+)' Op|compute (\w+) as", message)

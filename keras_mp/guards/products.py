@@ -1,8 +1,8 @@
-"""Layers whose product can be computed in float32 afterwards, for a model's head.
+"""Layers whose product can be computed again in float32, if it is the model's head.
 
-Which layer a model of the user's own ends with shows only in what its ``call`` returns.
-So each product in 16 bits remembers how to compute it in float32. What a graph does not
-use in the end, it does not run.
+Which layer is the head of a model of the user's own is known only when its ``call`` has
+returned. So each product in 16 bits remembers how to compute it in float32. A graph
+does not run the computations that it does not use.
 """
 
 import functools
@@ -21,7 +21,7 @@ def is_product(layer):
 
 
 def guard(layer):
-    """Have the result of ``layer`` remember how to compute all of it in float32."""
+    """Make the result of ``layer`` remember how to compute all of it in float32."""
     wrap_once(layer, "call", "product", functools.partial(_remembering, layer))
 
 

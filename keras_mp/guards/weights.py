@@ -11,15 +11,15 @@ _MARK = "weights"
 
 
 def computes_with_weights(layer):
-    """Return whether ``layer`` is one that assigns what it computes with weights."""
+    """Return whether ``layer`` assigns weights that it computes from its weights."""
     return type(layer) is keras.layers.SpectralNormalization
 
 
 def guard(layer):
-    """Have `keras.layers.SpectralNormalization` read its weights as they are stored.
+    """Make `keras.layers.SpectralNormalization` read its weights as they are stored.
 
-    It assigns the kernel that it has normalized: read in the compute dtype, the float32
-    master weights would be rounded to it, in every step.
+    It assigns the normalized kernel. If it read the kernel in the compute dtype, every
+    step would round the float32 master weights.
     """
     wrap_once(layer, "call", _MARK, _on_stored)
 

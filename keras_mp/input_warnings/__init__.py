@@ -1,4 +1,4 @@
-"""What a model's inputs lose where a layer reads them in 16 bits."""
+"""Warnings of data that is rounded too much where a layer reads it in 16 bits."""
 
 import functools
 
@@ -12,21 +12,20 @@ __all__ = ["watch"]
 
 
 def watch(model: keras.Model) -> None:
-    """Have ``model.fit`` warn of data that a layer rounds beyond recognition.
+    """Make ``model.fit`` warn of data that a layer rounds beyond recognition.
 
-    Numbers beyond 65,504 are infinite in float16; and of whole numbers, such as ids,
-    float16 has each up to 2,048 and bfloat16 up to 256. A layer that reads raw data
-    reads both as they are, and so does any in float32.
+    In float16, numbers above 65,504 are infinite. Whole numbers, such as ids, are exact
+    up to 2,048 in float16 and up to 256 in bfloat16. Layers that read raw data, and
+    layers in float32, read all of them exactly.
 
     Every training step finds where numbers of its batch are cast to 16 bits, through
-    slices, concatenations, arithmetic, submodels and layers of the user's own, and
-    notes their extremes on the device: of the first 16,384 numbers before each cast, 64
-    casts at the most. They are read, and so
-    synchronise with it, after the first step of ``fit``, a few later ones and each
-    epoch; an input is warned of once in a ``fit``. Wherever data comes from, arrays,
-    datasets or Python, it is seen as it is used, and neither drawn nor changed. Under a
-    strategy every machine warns of what its own replicas see. Sparse and ragged tensors
-    pass.
+    slices, concatenations, arithmetic, submodels and layers of the user's own. It notes
+    their extremes on the device: of the first 16,384 numbers before each cast, for at
+    most 64 casts. After the first step of ``fit``, a few later steps and each epoch the
+    extremes are read, which synchronises with the device. There is one warning for each
+    input in a ``fit``. The data may come from arrays, datasets or Python; it is not
+    changed, and no batch is taken for the check. Under a strategy every machine warns
+    of the data of its own replicas. Sparse and ragged tensors are not checked.
 
     Args:
         model: A Functional, Sequential or subclassed model.
@@ -64,7 +63,7 @@ def _noting(extremes, train_step):
 
 
 def _begin(extremes):
-    """Return what yields the faults in ``extremes`` from now on, each input's once."""
+    """Return a function that yields the faults from now on, once for each input."""
     warned = set()
     extremes.reset()
 

@@ -1,4 +1,4 @@
-"""The extremes of what is rounded, noted on the device, and what they become."""
+"""The extremes of numbers that are rounded, noted on the device, and their faults."""
 
 import contextlib
 
@@ -9,12 +9,12 @@ from keras import ops
 from keras_mp import distribute, dtypes, private
 from keras_mp.input_warnings.rounding import roundings
 
-#: Roundings that are watched, and numbers of each that are looked at: on two CPU cores
-#: one costs some 10 us a step, under XLA up to 80; four times as many numbers another
-#: 30, and all those of large images milliseconds.
+#: The number of casts that are watched, and of numbers that are read before each. On
+#: two CPU cores a cast costs some 10 us a step, under XLA up to 80; four times as many
+#: numbers another 30, and all numbers of large images milliseconds.
 _SLOTS, _NUMBERS = 64, 2**14
 
-# The largest number, and up to where every whole number is one.
+# The largest number of each dtype, and up to where it has every whole number.
 _LIMITS = {
     dtype: (float(ml_dtypes.finfo(dtype).max), 2 ** (ml_dtypes.finfo(dtype).nmant + 1))
     for dtype in dtypes.LOW_PRECISION
@@ -22,10 +22,10 @@ _LIMITS = {
 
 
 class Extremes:
-    """The largest number in what is rounded, and the largest part behind a point.
+    """For each cast the largest number before it, and the largest fractional part.
 
-    Both are 0 for what has not been seen. They belong to ``fit``, not to the model, so
-    that the model does not save them.
+    Both are 0 for a cast that was not seen. The variable belongs to ``fit`` and not to
+    the model, so that the model does not save it.
     """
 
     def __init__(self, model):
@@ -44,16 +44,16 @@ class Extremes:
             )
 
     def reset(self):
-        """Forget what was seen."""
+        """Set all extremes to 0."""
         with distribute.scope_of(self._model):
             self._values.assign(ops.zeros((_SLOTS, 2)))
 
     def note(self, x):
-        """Take in the batch ``x``, in any structure, after the step that used it.
+        """Note the extremes of the batch ``x``, in any structure, after its step.
 
-        A step that is not traced tells nothing of its casts. So the model's call is
-        traced for it; of that only what is noted is computed. Whatever goes wrong
-        here is no reason for a step to fail.
+        A step that is not traced has no graph to find casts in. So the model's call is
+        traced for it, and only what is noted is computed. An error here does not make
+        the step fail.
         """
         with contextlib.suppress(Exception):
             if private.tracing.is_traced():
@@ -83,7 +83,7 @@ class Extremes:
             self._values.assign(ops.maximum(self._values, ops.stack(rows)))
 
     def faults(self):
-        """Yield the names of inputs that are lost on their reader, and what to do."""
+        """Yield the names of inputs that are rounded too much, and a message for each."""
         with distribute.scope_of(self._model):
             copies = distribute.copies_of(self._values.value)
             values = ops.convert_to_numpy(ops.max(ops.stack(copies), axis=0)).tolist()
@@ -101,10 +101,9 @@ class Extremes:
 
 
 def _extremes_of(values):
-    """Return the largest absolute value, and the largest part behind its point.
+    """Return the largest absolute value, and the largest fractional part.
 
-    A number that is infinite or NaN in float32 already does not count: 16 bits do not
-    cause it.
+    Numbers that are infinite or NaN in float32 already do not count.
     """
     values = ops.cast(ops.reshape(values, (-1,))[:_NUMBERS], "float32")
     largest = ops.max(ops.abs(values), initial=0.0)
@@ -114,7 +113,7 @@ def _extremes_of(values):
 
 
 def _lost(dtype, largest, part):
-    """Return what is lost of such numbers in ``dtype`` and what to do, or None."""
+    """Return what ``dtype`` loses of such numbers, and what to do; None for nothing."""
     end, whole = _LIMITS[dtype]
     if largest > end:
         return f"which ends at {end:,.0f}: it becomes inf. Scale the data"
@@ -127,7 +126,7 @@ def _lost(dtype, largest, part):
 
 
 def _named(model, x):
-    """Yield the dense numbers in ``x`` by the name of the input that each is for."""
+    """Yield the name of an input, and its numbers, for each dense tensor in ``x``."""
     if isinstance(x, dict):
         paths = keras.tree.flatten_with_path(x)
         pairs = [("/".join(map(str, path)), leaf) for path, leaf in paths]

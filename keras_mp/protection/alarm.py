@@ -1,12 +1,12 @@
 """A warning of a run that skips one step after another."""
 
-#: So many skipped steps in a row are no search for the scale any more: from 2**15 to 1
-#: it takes 15. Before a first step was applied, a scale that was given may be larger.
+#: As many skipped steps in a row are more than a search for the scale takes: 15 from
+#: 2**15 to 1. Before the first step is applied, a scale that was given may be larger.
 _ALL, _IN_A_ROW = 50, 20
 
 
 def begin(optimizers):
-    """Return what yields, once, a warning of ``optimizers`` that only skip.
+    """Return a function that yields a warning, once, of each optimizer that only skips.
 
     Args:
         optimizers: List of `LossScaleOptimizer`.

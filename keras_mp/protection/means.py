@@ -1,12 +1,12 @@
 """Running means of what is finite.
 
-A metric adds up what the batches give, so that the inf or NaN of one would stay until
-the epoch ends. Here a metric that a step leaves not finite gets back what it had. If
-that was nothing, it becomes NaN: so an epoch reads whose every step was like that. In
-the next step it starts from 0.
+A metric adds up numbers of all batches, so that an inf or NaN of one batch would stay
+until the epoch ends. Here a metric that is not finite after a step gets back the values
+that it had before it. If it had counted nothing before, it becomes NaN and starts from
+0 in the next step: so an epoch in which no step was finite shows NaN.
 
-All numbers are looked at together, in few operations, and each metric by itself in a
-branch that is taken only if any number is not finite.
+All numbers are checked together, in few operations. Each metric is checked by itself in
+a branch that is taken only if any number is not finite.
 """
 
 import keras
@@ -16,7 +16,7 @@ from keras_mp import dtypes, numerics, private
 
 
 def begin(model):
-    """Return what metrics hold before a step of ``model``; NaN ones start from 0.
+    """Return the values of metrics before a step of ``model``; NaN ones start from 0.
 
     Returns:
         The value of each variable, as a tensor, by the variable's id.
@@ -35,19 +35,19 @@ def begin(model):
 
 
 def leave_out(model, before, logs):
-    """Put metrics back that are finite no more, and show so in the logs of their step.
+    """Put back metrics that are no longer finite, and show that in the logs.
 
     Args:
         model: A Keras model after a step.
-        before: What `begin` returned before it; less of metrics that it has made.
-        logs: What the step returned. Of a dict, an item on top that has the name of a
-            metric is replaced by what it gives if that was put back, and if the item is
-            not finite.
+        before: The result of `begin` before the step; without metrics made in the step.
+        logs: The result of the step. If it is a dict, a top-level item that is not
+            finite and has the name of a metric which was put back is replaced by the
+            result of that metric.
 
     Returns:
-        The logs, and a scalar bool tensor: a loss of this step was not finite. That is
-        what is called ``loss``, or by a name that ends so, on top of the logs or among
-        the metrics that were not given to ``compile``.
+        The logs, and a scalar bool tensor: whether a loss of this step was not finite.
+        Losses are numbers whose name ends with ``loss``, on the top level of the logs
+        or among the metrics that were not given to ``compile``.
     """
     metrics = _counting(model)
     variables = _variables(metrics)
@@ -55,7 +55,7 @@ def leave_out(model, before, logs):
     shown = _numbers_on_top(logs)
     losses = [value for name, value in shown.items() if _is_loss(name)]
 
-    def mended():
+    def without_what_is_not_finite():
         left_out = _put_back(metrics, before, _by_id(variables, values))
         in_logs = ops.logical_not(numerics.every_finite(losses))
         nonfinite = _any([in_logs, *_left_out_losses(model, left_out)])
@@ -64,7 +64,7 @@ def leave_out(model, before, logs):
     shown, nonfinite = private.kernels.cond(
         numerics.all_finite([*_floats(values), *losses]),
         lambda: (shown, ops.convert_to_tensor(False)),
-        mended,
+        without_what_is_not_finite,
     )
     return ({**logs, **shown} if shown else logs), nonfinite
 
@@ -146,7 +146,7 @@ def _with_results(model, left_out, shown):
 def _numbers_on_top(logs):
     """Return the floats in ``logs`` as tensors, by their names; of a dict only.
 
-    Keras 3.12 makes numbers of Python's of them in an eager step.
+    Keras 3.12 turns them into Python numbers in an eager step.
     """
     if not isinstance(logs, dict):
         return {}

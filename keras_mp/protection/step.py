@@ -1,4 +1,4 @@
-"""A step that is skipped changes nothing in the model that took it."""
+"""A skipped step changes nothing in its model."""
 
 import contextlib
 import functools
@@ -24,14 +24,18 @@ def protect(model: keras.Model, optimizer: LossScaleOptimizer) -> None:
     and puts them back if an optimizer skipped. Values are kept by reference and put
     back in a branch, so a step that is applied copies nothing.
 
-    The loss and the metrics of a batch do not depend on the scale, so that they count
-    whether its step is skipped or not; `means` leaves out what is not finite.
+    The loss and the metrics of a batch do not depend on the scale. So they count
+    whether its step is skipped or not, except for what is not finite (`means`).
 
-    Trainable variables are the optimizer's to guard: keeping their values would copy
+    The optimizer guards the trainable variables: to keep their values here would copy
     each one at every update. So a layer that assigns a trainable variable of its own in
     its forward pass (`keras.layers.SpectralNormalization` does) is not covered.
+
+    Args:
+        model: A Keras model.
+        optimizer: The optimizer, or one of those, that its ``train_step`` uses.
     """
-    # Weakly held: a model that is compiled again lets its old optimizer go.
+    # Weak references: a model that is compiled again frees its old optimizer.
     optimizers = vars(model).setdefault(_OPTIMIZERS, weakref.WeakSet())
     optimizers.add(optimizer)
     wrapper = functools.partial(_protected, model, optimizers)

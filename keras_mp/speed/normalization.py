@@ -12,16 +12,16 @@ _MARK = "normalization"
 
 
 def is_batch_normalization(layer):
-    """Return whether ``layer`` is Keras's own, not a subclass that may do else."""
+    """Return whether ``layer`` is of Keras's own class; a subclass may differ."""
     return type(layer) is keras.layers.BatchNormalization
 
 
 def guard(layer):
-    """Have ``layer`` read and write 16 bits only, and compute in float32 in between.
+    """Make ``layer`` read and write 16 bits only, and compute in float32 in between.
 
-    Keras's computes in float32 too, but writes what it was given in float32 to memory,
-    and every step of the formula after it: in training that is most of the time of a
-    convolutional network's step. The kernel (cuDNN's, oneDNN's) reads 16 bits and
+    Keras's layer computes in float32 too, but writes its inputs in float32 to memory,
+    and so each step of the formula. In training that takes most of the time of a
+    convolutional network's step. The kernel (of cuDNN or oneDNN) reads 16 bits and
     keeps float32 in registers.
     """
     wrap_once(layer, "call", _MARK, functools.partial(_in_one_kernel, layer))
@@ -60,7 +60,7 @@ def _fits(layer, inputs):
     """Return whether a kernel does what ``layer`` does with ``inputs`` in training."""
     rank = len(inputs.shape)
     dtype = keras.backend.standardize_dtype(inputs.dtype)
-    # XLA makes one pass of Keras's formula by itself.
+    # XLA computes Keras's formula in one pass by itself.
     return (
         dtype == layer.compute_dtype
         and dtype in dtypes.LOW_PRECISION
