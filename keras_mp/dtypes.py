@@ -1,5 +1,7 @@
 """Which dtypes are of low precision, and what a tensor or a layer has."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -7,28 +9,28 @@ from keras import ops
 LOW_PRECISION = ("float16", "bfloat16")
 
 
-def dtype_of(tensor):
+def dtype_of(tensor: Any) -> str:
     """Return the dtype of ``tensor`` by its standard name."""
     return keras.backend.standardize_dtype(tensor.dtype)
 
 
-def is_float(tensor):
+def is_float(tensor: Any) -> bool:
     """Return whether ``tensor`` is a tensor, symbolic or not, of a float dtype."""
     is_tensor = ops.is_tensor(tensor) or isinstance(tensor, keras.KerasTensor)
     return is_tensor and keras.backend.is_float_dtype(tensor.dtype)
 
 
-def is_low(tensor):
+def is_low(tensor: Any) -> bool:
     """Return whether ``tensor`` is a tensor of float16 or bfloat16."""
     return is_float(tensor) and dtype_of(tensor) in LOW_PRECISION
 
 
-def computes_low(layer):
+def computes_low(layer: Any) -> bool:
     """Return whether ``layer`` computes in float16 or bfloat16."""
     return layer.compute_dtype in LOW_PRECISION
 
 
-def checked_float_dtype(owner, dtype):
+def checked_float_dtype(owner: str, dtype: Any) -> str | None:
     """Return ``dtype``, the argument ``output_dtype`` of ``owner``, by its full name.
 
     Raises:

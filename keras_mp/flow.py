@@ -13,7 +13,7 @@ from. Layers that read raw data, and models that return predictions, take that i
 import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -43,7 +43,7 @@ def reader() -> str | None:
 
 
 @contextlib.contextmanager
-def read_by(reader: str | None):
+def read_by(reader: str | None) -> Iterator[None]:
     """Make ``reader`` the reader of all layers called in the block, in this thread."""
     before = _present.reader
     _present.reader = reader

@@ -156,7 +156,7 @@ def _chosen(model, rule):
     return _optimizers([model.optimizer], {})
 
 
-def replace_keras_scaler(model, rule=None):
+def replace_keras_scaler(model: keras.Model, rule: LossScale | None = None) -> None:
     """Replace Keras's `LossScaleOptimizer` of ``model`` by ours.
 
     Ours takes over its scale and counters, unless there is a ``rule``.
@@ -235,7 +235,7 @@ def needs_loss_scaling(model: keras.Model) -> bool:
     )
 
 
-def make_safe(model):
+def make_safe(model: keras.Model) -> None:
     """Apply rules and precision lists to ``model``, and make it return float32.
 
     Its ``fit`` warns of data that is rounded too much, which no layer can help.

@@ -68,7 +68,7 @@ GUARDS = {
 }
 
 
-def guard(layer, strict=False):
+def guard(layer: keras.layers.Layer, strict: bool = False) -> None:
     """Put on ``layer`` the guards that it needs; the sublayers stay as they are.
 
     Args:
@@ -89,7 +89,7 @@ def guard(layer, strict=False):
     guard_flow(layer)
 
 
-def guard_flow(layer):
+def guard_flow(layer: keras.layers.Layer) -> None:
     """Make ``layer``, and layers inside it, return the dtype for their reader.
 
     `keras_mp.flow` says which dtype that is.
@@ -113,28 +113,28 @@ def guard_flow(layer):
         model_steps.guard_steps(layer, of_keras_only=True)
 
 
-def guard_own(layer, strict):
+def guard_own(layer: keras.layers.Layer, strict: bool) -> None:
     """Guard the code of the user's own in ``layer``, which need not be built."""
     own_islands.set_strict(layer, strict)
     own.guard_own(layer)
 
 
-def names(layer):
+def names(layer: keras.layers.Layer) -> list[str]:
     """Return the names of the guards that ``layer`` needs, as a list."""
     return [name for name, one in GUARDS.items() if one.is_needed(layer)]
 
 
-def missing(layer):
+def missing(layer: keras.layers.Layer) -> list[str]:
     """Return the names of the guards that ``layer`` needs and has not, as a list."""
     return [name for name in names(layer) if not GUARDS[name].is_on(layer)]
 
 
-def present(layer):
+def present(layer: keras.layers.Layer) -> list[str]:
     """Return the names of the guards that ``layer`` needs and has, as a list."""
     return [name for name in names(layer) if GUARDS[name].is_on(layer)]
 
 
-def covers_sublayers(layer):
+def covers_sublayers(layer: keras.layers.Layer) -> bool:
     """Return whether the guards of ``layer`` cover its sublayers as well."""
     return attention.is_guarded_class(layer)
 

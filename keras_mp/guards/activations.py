@@ -5,6 +5,8 @@ it is saved, it has the functions that it was given.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -16,22 +18,22 @@ from keras_mp.wrapping import is_wrapped, wrap_once
 _NAMES = ("activation", "recurrent_activation", "function")
 
 
-def has_steep(layer):
+def has_steep(layer: keras.layers.Layer) -> bool:
     """Return whether any activation function of ``layer`` is known to need float32."""
     return any(map(precision_lists.is_steep_function, functions_of(layer).values()))
 
 
-def has_any(layer):
+def has_any(layer: keras.layers.Layer) -> bool:
     """Return whether ``layer`` has a function that changes the numbers it gets."""
     return bool(functions_of(layer))
 
 
-def are_guarded(layer):
+def are_guarded(layer: keras.layers.Layer) -> bool:
     """Return whether the functions of ``layer`` are guarded."""
     return is_wrapped(layer, "call", "activation")
 
 
-def guard(layer):
+def guard(layer: keras.layers.Layer) -> None:
     """Make the functions of ``layer`` compute in float32 where that matters.
 
     Steep ones compute in float32: those of Keras's that are on the precision lists, and
@@ -47,7 +49,7 @@ def guard(layer):
             wrap_once(layer, method, "activation", wrapper)
 
 
-def functions_of(layer):
+def functions_of(layer: keras.layers.Layer) -> dict[str, Callable]:
     """Return the functions of ``layer`` that change numbers, by attribute."""
     own = {name: vars(layer).get(name) for name in _NAMES}
     in_cell = hasattr(layer, "state_size")
@@ -103,7 +105,7 @@ def _guarded(function, known, in_cell):
     return guarded
 
 
-def kind_of(function, *args, **kwargs):
+def kind_of(function: Callable, *args: Any, **kwargs: Any) -> str:
     """Return how to guard ``function``, which is to be called with these arguments.
 
     Returns:

@@ -9,6 +9,9 @@ has to compute in float32 (`keras_mp.guards.own_islands`).
 import contextlib
 import functools
 import threading
+from collections.abc import Iterator
+
+import keras
 
 from keras_mp import casts, dtypes, flow, private
 from keras_mp.wrapping import wrap_once
@@ -28,7 +31,7 @@ _watch = _Watch()
 
 
 @contextlib.contextmanager
-def watched(layer):
+def watched(layer: keras.layers.Layer) -> Iterator[None]:
     """Raise `RoundedAssignment` where the code of ``layer`` assigns rounded values.
 
     It raises in this context only. Exact ``assign_add`` and the like stay afterwards.

@@ -31,7 +31,7 @@ _SAFE = 2.0**15
 _MASKED = -(2.0**127)
 
 
-def is_guarded_class(layer):
+def is_guarded_class(layer: keras.layers.Layer) -> bool:
     """Return whether ``layer`` computes attention as a class of Keras's does.
 
     Subclasses that add arguments or a cache, as KerasHub's, are guarded as well; those
@@ -40,12 +40,12 @@ def is_guarded_class(layer):
     return bool(private.attention.parts_of(layer))
 
 
-def is_guarded(layer):
+def is_guarded(layer: keras.layers.Layer) -> bool:
     """Return whether a layer of such a class is guarded."""
     return is_wrapped(layer, private.attention.parts_of(layer)[0], _MARK)
 
 
-def guard(layer):
+def guard(layer: keras.layers.Layer) -> None:
     """Guard the scores and the softmax of a built attention layer of Keras's."""
     wrappers = {
         "_apply_scores": _applied,

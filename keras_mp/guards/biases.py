@@ -15,7 +15,7 @@ from keras_mp import private
 from keras_mp.wrapping import wrap_once
 
 
-def guard(layer):
+def guard(layer: keras.layers.Layer) -> None:
     """Make ``layer``, a product of Keras's, sum the gradient of its bias in float32.
 
     Changes nothing where TensorFlow does that itself: in float16, on GPUs, under XLA.

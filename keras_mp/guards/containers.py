@@ -1,21 +1,23 @@
 """Containers whose layers read raw data: nothing is rounded on its way to them."""
 
+import keras
+
 from keras_mp import precision_lists, private
 
 _READS = "_keras_mp_reads_data"
 
 
-def holds_readers(layer):
+def holds_readers(layer: keras.layers.Layer) -> bool:
     """Return whether ``layer`` is a container of layers that read raw data."""
     return any(map(_reads_data, private.layers.sublayers(layer)))
 
 
-def is_guarded(layer):
+def is_guarded(layer: keras.layers.Layer) -> bool:
     """Return whether ``layer`` leaves casts of its inputs to the layers inside."""
     return vars(layer).get(_READS, False)
 
 
-def guard(layer):
+def guard(layer: keras.layers.Layer) -> None:
     """Make Keras not cast the inputs of a container of layers that read raw data.
 
     A cast to float16 would change the id 2,049, and make numbers above 65,504 infinite.
@@ -27,7 +29,7 @@ def guard(layer):
         layer.autocast = False
 
 
-def guard_with(layer, sublayer):
+def guard_with(layer: keras.layers.Layer, sublayer: keras.layers.Layer) -> None:
     """Guard ``layer``, which is about to get ``sublayer``, if this reads raw data."""
     if _reads_data(sublayer):
         guard(layer)

@@ -4,6 +4,7 @@ Their outputs are in float32 only for readers that accept it (`keras_mp.flow`).
 """
 
 import functools
+from typing import Any
 
 import keras
 
@@ -13,7 +14,7 @@ from keras_mp.wrapping import wrap_once
 _AROUND = "_keras_mp_dtype_around"
 
 
-def keep(layer, dtype, wanted=False):
+def keep(layer: keras.layers.Layer, dtype: str | None, wanted: bool = False) -> None:
     """Remember that ``layer`` is in float32, and that Keras alone would use ``dtype``.
 
     Args:
@@ -32,7 +33,7 @@ def keep(layer, dtype, wanted=False):
         layer.autocast = dtype is None
 
 
-def takes_raw_data(layer):
+def takes_raw_data(layer: keras.layers.Layer) -> bool:
     """Return whether a kept ``layer`` takes its inputs as they were before rounding.
 
     Then Keras must not cast them.
@@ -40,7 +41,7 @@ def takes_raw_data(layer):
     return isinstance(layer, precision_lists.DATA) and dtype_around(layer) is not None
 
 
-def dtype_around(layer):
+def dtype_around(layer: keras.layers.Layer) -> str | None:
     """Return the dtype that Keras alone would use for a kept ``layer``, or None."""
     dtype, _ = vars(layer).get(_AROUND, (None, False))
     # The constructor of a layer may give it another policy after the hook saw one.
@@ -48,13 +49,13 @@ def dtype_around(layer):
     return dtype if own is not None and own.compute_dtype == "float32" else None
 
 
-def handed_on(layer, outputs, raw=False):
+def handed_on(layer: keras.layers.Layer, outputs: Any, raw: bool = False) -> Any:
     """Return ``outputs`` of a kept layer in the dtype for their reader."""
     dtype, wanted = vars(layer)[_AROUND]
     return flow.hand_on(outputs, dtype, wanted=wanted or raw)
 
 
-def guard_kept(layer):
+def guard_kept(layer: keras.layers.Layer) -> None:
     """Make a kept layer of Keras's return the dtype for its reader."""
     wrap_once(layer, "call", "kept", functools.partial(_kept, layer))
 
@@ -73,7 +74,7 @@ def _kept(layer, call):
     return kept
 
 
-def guard_reader(layer):
+def guard_reader(layer: keras.layers.Layer) -> None:
     """Make a layer that looks up ids take them as they were before any rounding."""
     wrap_once(layer, "call", "reads", _reading)
 
@@ -87,7 +88,7 @@ def _reading(call):
     return reading
 
 
-def guard_follower(layer):
+def guard_follower(layer: keras.layers.Layer) -> None:
     """Make a layer that moves numbers return the dtype for its reader."""
     wrap_once(layer, "call", "follows", functools.partial(_follows, layer))
 

@@ -9,6 +9,8 @@ import inspect
 import itertools
 import warnings
 
+import keras
+
 from keras_mp import flow, private
 from keras_mp.guards import own_islands
 from keras_mp.wrapping import is_wrapped, wrap_once
@@ -18,7 +20,7 @@ _READER = "_keras_mp_reader_in_steps"
 _MARK = "float32"
 
 
-def guard_steps(model, of_keras_only=False):
+def guard_steps(model: keras.Model, of_keras_only: bool = False) -> None:
     """Make models return float32 to the steps of ``model``.
 
     Args:
@@ -33,13 +35,13 @@ def guard_steps(model, of_keras_only=False):
             wrap_once(model, name, _MARK, functools.partial(_step, model, name))
 
 
-def are_guarded(model):
+def are_guarded(model: keras.Model) -> bool:
     """Return whether the steps of ``model`` get float32."""
     guarded = all(is_wrapped(model, name, _MARK) for name in _STEPS)
     return guarded and not get_16_bits(model)
 
 
-def get_16_bits(model):
+def get_16_bits(model: keras.Model) -> bool:
     """Return whether the steps of ``model`` get the dtypes that Keras would give."""
     return _reader(model) is None
 
@@ -48,7 +50,7 @@ def _reader(model):
     return vars(model).get(_READER, flow.STEP)
 
 
-def fall_back(model):
+def fall_back(model: keras.Model) -> None:
     """Make steps of ``model`` that fail with float32 from models try two other ways.
 
     A step of the user's own may multiply the output of a layer with a float32 tensor:

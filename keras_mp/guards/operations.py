@@ -18,7 +18,7 @@ from keras_mp.wrapping import wrap_once
 _STEEP = "_keras_mp_steep"
 
 
-def guard_operations(model):
+def guard_operations(model: keras.Model) -> None:
     """Guard the operations in the graph of ``model``, a Functional model."""
     operations = private.graphs.graph_operations(model)
     for operation in reversed(operations):  # readers first

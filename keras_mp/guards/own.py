@@ -17,7 +17,7 @@ from keras_mp.wrapping import wrap_once
 _EXACT_HEADS = "_keras_mp_exact_heads"
 
 
-def guard_graph(model):
+def guard_graph(model: keras.layers.Layer) -> None:
     """Let layers of a Functional or Sequential model return float32 to one another."""
     wrap_once(model, "call", "graph", functools.partial(_graph, model))
 
@@ -34,7 +34,7 @@ def _graph(model, call):
     return graph
 
 
-def guard_own(layer):
+def guard_own(layer: keras.layers.Layer) -> None:
     """Make the code of a layer of the user's own get the dtypes that Keras gives it."""
     wrap_once(layer, "call", "own", functools.partial(_own, layer))
 
@@ -56,7 +56,7 @@ def _own(layer, call):
     return own
 
 
-def guard_wrapper(layer):
+def guard_wrapper(layer: keras.layers.Layer) -> None:
     """Make a wrapper of Keras's, and layers inside it, return the dtypes of Keras.
 
     In the graph of a model they may return float32.
@@ -85,6 +85,6 @@ def _handed_out(layer, outputs):
     return flow.hand_out(outputs, of_model=of_model, exact_heads=exact_heads)
 
 
-def set_exact_heads(model, exact):
+def set_exact_heads(model: keras.layers.Layer, exact: bool) -> None:
     """Make ``model`` return products in float32 to a step, or in 16 bits."""
     vars(model)[_EXACT_HEADS] = exact

@@ -10,6 +10,8 @@ import functools
 import re
 import traceback
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -28,7 +30,7 @@ _REASONS, _WORKS, _STRICT = (
 _ANY = None
 
 
-def reason(layer):
+def reason(layer: keras.layers.Layer) -> str | None:
     """Return why the code of ``layer`` computes in float32, or None if it does not.
 
     Code that fails in 16 bits in training may still predict in 16 bits.
@@ -40,12 +42,14 @@ def _reasons(layer):
     return vars(layer).get(_REASONS, {})
 
 
-def set_strict(layer, strict):
+def set_strict(layer: keras.layers.Layer, strict: bool) -> None:
     """Set whether an error of ``layer`` about dtypes is raised."""
     vars(layer)[_STRICT] = strict
 
 
-def call(layer, function, args, kwargs):
+def call(
+    layer: keras.layers.Layer, function: Callable, args: tuple, kwargs: dict[str, Any]
+) -> Any:
     """Return ``function(*args, **kwargs)``, the ``call`` of a layer of the user's own.
 
     Args:
@@ -110,7 +114,7 @@ def _in_float32(layer, function, args, kwargs):
     return flow.rounded(outputs, dtype)
 
 
-def hand_on_inside(layer):
+def hand_on_inside(layer: keras.layers.Layer) -> None:
     """Make layers inside ``layer`` return float32 to code that computes in float32."""
     for inner in private.layers.walk(layer)[1:]:
         wrap_once(inner, "call", "in island", _handing_on)
@@ -147,7 +151,9 @@ def _restore(state):
             variable.assign(value)
 
 
-def become_island(layer, error, switches=_ANY):
+def become_island(
+    layer: keras.layers.Layer, error: Exception, switches: Any = _ANY
+) -> None:
     """Make the code of ``layer``, which raised ``error``, compute in float32; warn."""
     known = reason(layer) is not None
     message = private.errors.message_of(error)

@@ -13,14 +13,14 @@ from keras_mp import dtypes, flow, precision_lists, private
 from keras_mp.wrapping import wrap_once
 
 
-def is_product(layer):
+def is_product(layer: keras.layers.Layer) -> bool:
     """Return whether ``layer`` is a product with its own weights, and nothing else."""
     return isinstance(
         layer, precision_lists.PRODUCTS
     ) and not private.layers.has_own_call(layer)
 
 
-def guard(layer):
+def guard(layer: keras.layers.Layer) -> None:
     """Make the result of ``layer`` remember how to compute all of it in float32."""
     wrap_once(layer, "call", "product", functools.partial(_remembering, layer))
 

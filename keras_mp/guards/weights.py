@@ -10,12 +10,12 @@ from keras_mp.wrapping import is_wrapped, wrap_once
 _MARK = "weights"
 
 
-def computes_with_weights(layer):
+def computes_with_weights(layer: keras.layers.Layer) -> bool:
     """Return whether ``layer`` assigns weights that it computes from its weights."""
     return type(layer) is keras.layers.SpectralNormalization
 
 
-def guard(layer):
+def guard(layer: keras.layers.Layer) -> None:
     """Make `keras.layers.SpectralNormalization` read its weights as they are stored.
 
     It assigns the normalized kernel. If it read the kernel in the compute dtype, every
@@ -24,7 +24,7 @@ def guard(layer):
     wrap_once(layer, "call", _MARK, _on_stored)
 
 
-def is_guarded(layer):
+def is_guarded(layer: keras.layers.Layer) -> bool:
     """Return whether ``layer`` reads its weights as they are stored."""
     return is_wrapped(layer, "call", _MARK)
 

@@ -1,6 +1,8 @@
 """The extremes of numbers that are rounded, noted on the device, and their faults."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import ml_dtypes
@@ -28,7 +30,7 @@ class Extremes:
     the model, so that the model does not save it.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model) -> None:
         self._model = model
         self._slots = {}  # of the inputs' names, the layer and the dtype
         self._noted_eagerly = private.tracing.in_graph(self._note_call)
@@ -43,12 +45,12 @@ class Extremes:
                 name="input_extremes",
             )
 
-    def reset(self):
+    def reset(self) -> None:
         """Set all extremes to 0."""
         with distribute.scope_of(self._model):
             self._values.assign(ops.zeros((_SLOTS, 2)))
 
-    def note(self, x):
+    def note(self, x: Any) -> None:
         """Note the extremes of the batch ``x``, in any structure, after its step.
 
         A step that is not traced has no graph to find casts in. So the model's call is
@@ -82,8 +84,8 @@ class Extremes:
         if inputs:
             self._values.assign(ops.maximum(self._values, ops.stack(rows)))
 
-    def faults(self):
-        """Yield the names of inputs that are rounded too much, and a message for each."""
+    def faults(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield the names of inputs that are rounded too much, with a message."""
         with distribute.scope_of(self._model):
             copies = distribute.copies_of(self._values.value)
             values = ops.convert_to_numpy(ops.max(ops.stack(copies), axis=0)).tolist()

@@ -1,12 +1,20 @@
 """Whether the sizes of matrix products suit tensor cores."""
 
+from collections.abc import Iterator, Sequence
+
+import keras
+
 from keras_mp import dtypes, private
 from keras_mp.lint.finding import Finding
 from keras_mp.lint.products import pad, products_of
 from keras_mp.lint.sensitive import inside_guarded
 
 
-def find(model, located, batch_size):
+def find(
+    model: keras.Model,
+    located: Sequence[tuple[keras.layers.Layer, str]],
+    batch_size: int | None,
+) -> Iterator[Finding]:
     inside = inside_guarded(located)
     multiples = []
     for layer, path in located:

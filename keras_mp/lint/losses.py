@@ -2,6 +2,7 @@
 
 import dis
 import inspect
+from collections.abc import Iterator
 
 import keras
 
@@ -15,7 +16,7 @@ _LOSS_FUNCTIONS = {
 }
 
 
-def find(model, is_head_low):
+def find(model: keras.Model, is_head_low: bool) -> Iterator[Finding]:
     for loss in filter(None, keras.tree.flatten(getattr(model, "loss", None))):
         dtype = getattr(loss, "dtype", keras.config.floatx())
         if dtype in dtypes.LOW_PRECISION:

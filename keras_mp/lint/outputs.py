@@ -1,12 +1,14 @@
 """Whether a model returns 16 bits, to metrics and to who reads predictions."""
 
+from collections.abc import Iterator
+
 import keras
 
 from keras_mp import dtypes, flow, policies, private
 from keras_mp.lint.finding import Finding
 
 
-def find(model, path, in_step):
+def find(model: keras.Model, path: str, in_step: bool) -> Iterator[Finding]:
     """Yield findings on what ``model`` returns in 16 bits."""
     if not policies.is_low_anywhere(model):
         return

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import keras
@@ -23,16 +24,16 @@ class Product(NamedTuple):
     count: int
     sizes: tuple[tuple[str, int], ...]
 
-    def multiplications(self, multiple=1):
+    def multiplications(self, multiple: int = 1) -> int:
         """Return how many a row takes, with sizes padded to ``multiple``."""
         return self.count * math.prod(pad(n, multiple) for _, n in self.sizes)
 
 
-def pad(size, multiple):
+def pad(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def products_of(layer):
+def products_of(layer: keras.layers.Layer) -> Iterator[Product]:
     """Yield the products of ``layer`` with its weights, if it is a layer of Keras's.
 
     Of depthwise convolutions none: they are no matrix products.

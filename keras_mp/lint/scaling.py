@@ -1,12 +1,16 @@
 """Whether the loss of a model in float16 is scaled, and only once."""
 
+from collections.abc import Iterator, Sequence
+
 import keras
 
 from keras_mp import private, training
 from keras_mp.lint.finding import Finding
 
 
-def find(model, located):
+def find(
+    model: keras.Model, located: Sequence[tuple[keras.layers.Layer, str]]
+) -> Iterator[Finding]:
     optimizers = _optimizers(model)
     for optimizer in optimizers:
         inner = getattr(optimizer, "inner_optimizer", None)

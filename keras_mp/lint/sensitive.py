@@ -1,5 +1,7 @@
 """Layers that 16 bits are too few for."""
 
+from collections.abc import Iterator, Sequence
+
 import keras
 
 from keras_mp import dtypes, guards, policies, private
@@ -15,7 +17,7 @@ _WHY = {
 }
 
 
-def find(located):
+def find(located: Sequence[tuple[keras.layers.Layer, str]]) -> Iterator[Finding]:
     inside = inside_guarded(located)
     for layer, path in located:
         low = dtypes.computes_low(layer)
@@ -33,7 +35,9 @@ def find(located):
                 )
 
 
-def find_islands(located):
+def find_islands(
+    located: Sequence[tuple[keras.layers.Layer, str]],
+) -> Iterator[Finding]:
     for layer, path in located:
         if guards.island_reason(layer):
             yield Finding(
@@ -45,7 +49,7 @@ def find_islands(located):
             )
 
 
-def inside_guarded(located):
+def inside_guarded(located: Sequence[tuple[keras.layers.Layer, str]]) -> set[int]:
     """Return the ids of the layers in those whose guards are for all inside them."""
     whole = [layer for layer, _ in located if guards.covers_sublayers(layer)]
     return {id(inner) for layer in whole for inner in private.layers.walk(layer)[1:]}

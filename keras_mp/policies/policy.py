@@ -3,6 +3,7 @@
 import copy
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import keras
 
@@ -103,11 +104,11 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         return precision_lists.matches_any(self.rules, layer, path)
 
     @property
-    def all_rules(self):
+    def all_rules(self) -> tuple[rules.Rule, ...]:
         """The rules of all three lists, as one tuple."""
         return self.rules + self.allow + self.follow
 
-    def for_layer(self, layer, path):
+    def for_layer(self, layer: keras.layers.Layer, path: str) -> keras.DTypePolicy:
         """Return the policy that ``layer``, found under ``path``, is to have.
 
         Without rules that is Keras's own policy, so that a saved model loads where
@@ -125,7 +126,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         own._layer = weakref.ref(layer)
         return own
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         others = {"allow": self.allow, "follow": self.follow}
         saved = {"float32": self.rules, **{k: v for k, v in others.items() if v}}
         quantized = _quantized_inside(self._layer and self._layer())
@@ -139,7 +140,9 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> "Policy":
         own = {
             name: [rules.from_config(rule, custom_objects) for rule in value]
             for name, value in config.items()

@@ -1,6 +1,7 @@
 """Functions and operations that 16 bits are too few for."""
 
 import inspect
+from typing import Any
 
 from keras import activations
 
@@ -153,22 +154,22 @@ FLOAT32_OPS = frozenset(
 _ACTIVATIONS = tuple(filter(inspect.isfunction, vars(activations).values()))
 
 
-def is_float32_function(function):
+def is_float32_function(function: Any) -> bool:
     """Return whether ``function``, decorated or not, is in `FLOAT32_FUNCTIONS`."""
     return _is_one_of(FLOAT32_FUNCTIONS, function)
 
 
-def is_steep_function(function):
+def is_steep_function(function: Any) -> bool:
     """Return whether ``function``, decorated or not, is in either of the two."""
     return _is_one_of(FLOAT32_FUNCTIONS + INSIDE_FUNCTIONS, function)
 
 
-def is_activation(function):
+def is_activation(function: Any) -> bool:
     """Return whether ``function``, decorated or not, is an activation of Keras's."""
     return _is_one_of(_ACTIVATIONS, function)
 
 
-def moves_only(function):
+def moves_only(function: Any) -> bool:
     """Return whether ``function`` changes no number but to 0 or a bound."""
     return _is_one_of(_MOVING_FUNCTIONS, function)
 

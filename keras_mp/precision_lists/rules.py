@@ -2,8 +2,10 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
+
+import keras
 
 
 class When(NamedTuple):
@@ -13,13 +15,13 @@ class When(NamedTuple):
     attribute: str
     test: Callable[[Any], bool]
 
-    def matches(self, layer, attribute, value):
+    def matches(self, layer: keras.layers.Layer, attribute: str, value: Any) -> bool:
         """Return whether ``layer`` would match with ``value`` as ``attribute``."""
         right = attribute == self.attribute and isinstance(layer, self.layer)
         return right and bool(self.test(value))
 
 
-def matches(rule, layer, path):
+def matches(rule: Any, layer: keras.layers.Layer, path: str) -> bool:
     """Return whether one rule matches a layer.
 
     Args:
@@ -43,6 +45,6 @@ def matches(rule, layer, path):
     return any(re.fullmatch(rule, run) for run in runs)
 
 
-def matches_any(rules, layer, path):
+def matches_any(rules: Iterable[Any], layer: keras.layers.Layer, path: str) -> bool:
     """Return whether any of ``rules`` matches ``layer``, found under ``path``."""
     return any(matches(rule, layer, path) for rule in rules)

@@ -25,7 +25,7 @@ class Source(enum.Enum):
     KERAS = "Keras's documentation says what it takes and does"
 
 
-#: The source of each entry.
+#: The source of each entry; of one on several lists, the source of the first.
 SOURCES: dict[Hashable, Source] = {}
 
 
@@ -50,5 +50,6 @@ def listed(
 
 def listed_rules(sources: Mapping[Any, Source]) -> tuple[Any, ...]:
     """Return the entries of a list that are given with their sources; note these."""
-    SOURCES.update(sources)
+    for entry, source in sources.items():
+        SOURCES.setdefault(entry, source)
     return tuple(sources)

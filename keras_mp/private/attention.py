@@ -57,21 +57,23 @@ def returns_scores(layer: keras.layers.Layer) -> bool:
     return getattr(layer, "_return_attention_scores", False)
 
 
-def with_causal_mask(layer: keras.layers.Layer, mask: Any, query: Any, value: Any):
+def with_causal_mask(
+    layer: keras.layers.Layer, mask: Any, query: Any, value: Any
+) -> Any:
     """Return ``mask``, which may be None, and no later value for any query."""
     causal = layer._compute_causal_mask(query, value)
     given = True if mask is None else ops.cast(mask, "bool")
     return ops.logical_and(given, causal)
 
 
-def masked_softmax(layer: keras.layers.Layer, scores: Any, mask: Any):
+def masked_softmax(layer: keras.layers.Layer, scores: Any, mask: Any) -> Any:
     """Return the softmax of scores of several heads."""
     return layer._masked_softmax(scores, mask)
 
 
 def values_weighted(
     layer: keras.layers.Layer, weights: Any, value: Any, training: bool | None
-):
+) -> Any:
     """Return the values weighted for several heads, after dropout of weights."""
     if layer.dropout > 0:
         weights = layer._dropout_layer(weights, training=training)

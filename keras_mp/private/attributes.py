@@ -1,14 +1,19 @@
 """Attributes that objects have for a while."""
 
 import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 
 from keras_mp.dtypes import LOW_PRECISION
 
+#: An object, and the attributes that it is to have.
+Change = tuple[Any, dict[str, Any]]
+
 
 @contextlib.contextmanager
-def replaced(owner, **attributes):
+def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
     """Give the object ``owner`` attributes of its own; afterwards what it had."""
     before = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
     for name, value in attributes.items():
@@ -23,7 +28,7 @@ def replaced(owner, **attributes):
 
 
 @contextlib.contextmanager
-def attributes_for_now(changes):
+def attributes_for_now(changes: Iterable[Change]) -> Iterator[None]:
     """Give objects other attributes inside the block.
 
     Past their ``__setattr__``, which would track values and apply the rules of
@@ -44,17 +49,17 @@ def attributes_for_now(changes):
             vars(owner).update(old)
 
 
-def policy_as(layer, policy):
+def policy_as(layer: keras.layers.Layer, policy: keras.DTypePolicy) -> Iterator[Change]:
     """Yield what to change, as of `attributes_for_now`, for ``layer`` to have it."""
     yield layer, {"_dtype_policy": policy}
 
 
-def losses_apart(layer):
+def losses_apart(layer: keras.layers.Layer) -> Iterator[Change]:
     """Yield what to change for ``layer`` to collect losses in another list."""
     yield layer, {"_losses": list(layer._losses)}
 
 
-def input_in(layer, dtype):
+def input_in(layer: keras.layers.Layer, dtype: str) -> Iterator[Change]:
     """Yield what to change for a low-precision ``InputLayer`` to be of ``dtype``.
 
     A Functional model casts what it is given to the dtype of this layer's output.
@@ -64,7 +69,7 @@ def input_in(layer, dtype):
         yield layer.output, {"_dtype": dtype}
 
 
-def operations_in(layer, dtype):
+def operations_in(layer: keras.layers.Layer, dtype: str) -> Iterator[Change]:
     """Yield what to change for low-precision operations of a graph to give ``dtype``.
 
     `keras.ops.cast(mask, x.dtype)` in the graph of a Functional model is an operation

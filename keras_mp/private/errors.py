@@ -9,14 +9,14 @@ import keras
 from keras_mp.private import layers
 
 
-def message_of(error):
+def message_of(error: BaseException) -> str:
     """Return what ``error`` says, without the arguments that Keras adds to it."""
     message = str(error).split("Arguments received by")[0]
     message = re.sub(r"\x1b\[\d+m", "", message).strip()
     return message.split("\n\n", 1)[-1].strip()
 
 
-def summary_of(error):
+def summary_of(error: BaseException) -> str:
     """Return the first line of what ``error`` says, without its full stop."""
     return message_of(error).splitlines()[0][:200].rstrip(".")
 
@@ -29,7 +29,7 @@ _OTHERS = re.compile(
 )
 
 
-def is_dtype_error(error):
+def is_dtype_error(error: BaseException) -> bool:
     """Return whether ``error`` says that dtypes do not match, one being of 16 bits."""
     kinds = [TypeError, ValueError]
     if keras.backend.backend() == "tensorflow":
@@ -48,7 +48,9 @@ def is_dtype_error(error):
     )
 
 
-def without_kernel(model, error):
+def without_kernel(
+    model: keras.Model, error: BaseException
+) -> keras.layers.Layer | None:
     """Return the layer in ``model`` that an operation without a kernel is part of.
 
     TensorFlow finds out only as a step is about to run, and names the node. None if
@@ -69,7 +71,7 @@ _LIBRARIES = [
 ]
 
 
-def is_library(filename):
+def is_library(filename: str) -> bool:
     """Return whether a source file is keras_mp's or an installed package's."""
     parts = filename.replace(os.sep, "/").split("/")
     installed = {"site-packages", "dist-packages"} & {*parts}

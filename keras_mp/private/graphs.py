@@ -1,19 +1,22 @@
 """The graph of a Functional or Sequential model: its tensors and operations."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 
 from keras_mp.dtypes import LOW_PRECISION
 from keras_mp.private import layers
 
 
-def graph_of(model):
+def graph_of(model: keras.layers.Layer) -> keras.Model:
     """Return the Functional model that ``model`` is, or has if it is Sequential."""
     if isinstance(model, keras.Sequential):
         return model._functional
     return model
 
 
-def named_outputs(model):
+def named_outputs(model: keras.layers.Layer) -> list[tuple[Any, keras.KerasTensor]]:
     """Return pairs of the name and the symbolic tensor of each output of a graph.
 
     The names are those by which losses are given: the keys where outputs are a dict.
@@ -26,31 +29,31 @@ def named_outputs(model):
     return list(zip(graph.output_names, graph.outputs, strict=True))
 
 
-def source_of(tensor):
+def source_of(tensor: Any) -> tuple[keras.Operation, int]:
     """Return what computes a symbolic ``tensor``, and which of its outputs it is."""
     history = tensor._keras_history
     return history.operation, history.tensor_index
 
 
-def inputs_of(tensor):
+def inputs_of(tensor: Any) -> list[keras.KerasTensor]:
     """Return the symbolic tensors that a symbolic ``tensor`` is computed from."""
     history = tensor._keras_history
     node = history.operation._inbound_nodes[history.node_index]
     return list(node.arguments.keras_tensors)
 
 
-def graph_operations(model):
+def graph_operations(model: keras.layers.Layer) -> list[keras.Operation]:
     """Return the operations of a Functional model that are no layers, inputs first."""
     operations = getattr(model, "operations", ())
     return [each for each in operations if not isinstance(each, keras.layers.Layer)]
 
 
-def readers_of_operation(operation):
+def readers_of_operation(operation: keras.Operation) -> list[keras.Operation]:
     """Return the operations and layers that read what ``operation`` returns."""
     return [node.operation for node in operation._outbound_nodes]
 
 
-def has_graph(layer):
+def has_graph(layer: keras.layers.Layer) -> bool:
     """Return whether ``layer`` runs a graph of layers: Functional or Sequential."""
     graphs = keras.Sequential, keras.Function
     return isinstance(layer, graphs) and layers.is_code_of_keras(type(layer).call)
@@ -60,7 +63,7 @@ def has_graph(layer):
 SEQUENTIAL_LAYERS = "_layers"
 
 
-def widen_made_input(layers):
+def widen_made_input(layers: Sequence[keras.layers.Layer]) -> None:
     """Have a ``Sequential`` model of ``layers`` take its input in float32.
 
     One that makes its own input makes it in the compute dtype of its first layer, and

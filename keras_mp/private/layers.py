@@ -2,11 +2,13 @@
 
 import functools
 import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 
 
-def sublayers(layer):
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Return the direct sublayers of ``layer``.
 
     Public ``Model.layers`` knows models only; attention, RNN and wrapper layers keep
@@ -15,12 +17,14 @@ def sublayers(layer):
     return list(layer._layers)
 
 
-def walk(layer):
+def walk(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Return ``layer`` and all layers inside it, each once."""
     return list(layer._flatten_layers())
 
 
-def with_paths(layer, path=None):
+def with_paths(
+    layer: keras.layers.Layer, path: str | None = None
+) -> Iterator[tuple[keras.layers.Layer, str]]:
     """Yield each layer inside ``layer``, itself first, with its path.
 
     The path joins the names of the containers down to the layer, as the model is put
@@ -33,7 +37,7 @@ def with_paths(layer, path=None):
         yield from with_paths(inner, f"{path}/{inner.name}")
 
 
-def set_layer_policy(layer, policy):
+def set_layer_policy(layer: keras.layers.Layer, policy: keras.DTypePolicy) -> None:
     """Give ``layer`` alone another dtype policy.
 
     The public setter writes into a ``DTypePolicyMap`` that several layers may share.
@@ -41,18 +45,18 @@ def set_layer_policy(layer, policy):
     layer._dtype_policy = policy
 
 
-def is_of_keras(layer):
+def is_of_keras(layer: keras.layers.Layer) -> bool:
     """Return whether the class of ``layer`` is one of Keras's own."""
     return type(layer).__module__.split(".")[0] == "keras"
 
 
-def is_code_of_keras(method):
+def is_code_of_keras(method: Any) -> bool:
     """Return whether Keras, or keras_mp, wrote ``method``, a function of a class."""
     module = getattr(method, "__module__", None) or __name__  # a property has none
     return module.split(".")[0] in ("keras", "keras_mp")
 
 
-def has_own_call(layer):
+def has_own_call(layer: keras.layers.Layer) -> bool:
     """Return whether calling ``layer`` runs code of the user's own.
 
     So it is with Keras's layers around a function, a SavedModel or a foreign module.
@@ -64,18 +68,18 @@ def has_own_call(layer):
     return isinstance(layer, tuple(filter(None, kinds)))
 
 
-def is_subclass_of_the_users(layer):
+def is_subclass_of_the_users(layer: keras.layers.Layer) -> bool:
     """Return whether the class of ``layer`` has a ``call`` of the user's own."""
     return not is_code_of_keras(type(layer).call)
 
 
-def is_foreign(layer):
+def is_foreign(layer: keras.layers.Layer) -> bool:
     """Return whether ``layer`` runs a SavedModel, whose dtypes nobody can change."""
     return isinstance(layer, getattr(keras.layers, "TFSMLayer", ()))
 
 
 @functools.cache
-def mentions(cls, names):
+def mentions(cls: type, names: frozenset[str]) -> bool:
     """Return whether the user's own code in the class ``cls`` uses one of ``names``."""
     return any(
         inspect.isfunction(value) and _mentions(value.__code__, names)
@@ -90,22 +94,22 @@ def _mentions(code, names):
     return bool(names & {*code.co_names}) or any(_mentions(c, names) for c in inner)
 
 
-def metrics_of(layer):
+def metrics_of(layer: keras.layers.Layer) -> list[keras.Metric]:
     """Return the metrics that ``layer`` itself holds, without those of sublayers."""
     return list(layer._metrics)
 
 
-def own_losses(layer):
+def own_losses(layer: keras.layers.Layer) -> list[Any]:
     """Return the list, not a copy, in which ``layer`` collects losses of a call."""
     return layer._losses
 
 
-def own_variables(layer):
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Return the variables of ``layer`` itself, without those of its sublayers."""
     return layer._trainable_variables + layer._non_trainable_variables
 
 
-def path_of(layer):
+def path_of(layer: keras.layers.Layer) -> str:
     """Return the path of ``layer`` if it has been built, else its name."""
     return layer.__dict__.get("_path") or layer.name
 
@@ -113,7 +117,7 @@ def path_of(layer):
 _HOOK = "_keras_mp_handlers"
 
 
-def layer_hook(choose, attached, assigned):
+def layer_hook(choose: Callable, attached: Callable, assigned: Callable) -> bool:
     """Have policies chosen per layer: as a layer gets one, its path, or a sublayer.
 
     Keras looks a policy up without saying for which layer, and knows a path only for
@@ -174,7 +178,7 @@ def _layers_in(value):
     return [item for item in values if isinstance(item, keras.layers.Layer)]
 
 
-def take_build_contract(build, source):
+def take_build_contract(build: Callable, source: Any) -> None:
     """Make ``build``, a method Keras has wrapped, look like the method ``source``.
 
     Keras reads from the signature which shapes to pass, and from a mark whether to

@@ -1,9 +1,11 @@
 """What Keras keeps on a tensor, its mask and its logits, which casts drop."""
 
+from typing import Any
+
 import keras
 
 
-def cast_with_mask(tensor, dtype):
+def cast_with_mask(tensor: Any, dtype: str) -> Any:
     """Return ``tensor``, symbolic or not, cast, and the mask on it kept.
 
     `keras.ops.cast` drops the mask, and Keras 3.12 does so in its own casts too.
@@ -11,7 +13,7 @@ def cast_with_mask(tensor, dtype):
     return with_mask_of(tensor, keras.ops.cast(tensor, dtype))
 
 
-def with_mask_of(source, tensor):
+def with_mask_of(source: Any, tensor: Any) -> Any:
     """Return ``tensor`` with the mask that Keras keeps on ``source``, if any."""
     mask = getattr(source, "_keras_mask", None)
     if mask is not None:
@@ -19,7 +21,7 @@ def with_mask_of(source, tensor):
     return tensor
 
 
-def with_logits_of(source, tensor):
+def with_logits_of(source: Any, tensor: Any) -> Any:
     """Return ``tensor``, a cast of ``source``, with the logits that losses look for.
 
     Keras keeps on the result of a sigmoid or softmax what it was computed from.

@@ -1,16 +1,19 @@
 """The dtype that a variable is stored in, the one it is read in, and its values."""
 
+import contextlib
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
 
-def stored_dtype(variable):
+def stored_dtype(variable: keras.Variable) -> str:
     """Return the dtype in which ``variable`` is stored, whatever it is read in."""
     return keras.backend.standardize_dtype(variable._dtype)
 
 
-def values_of(variables):
+def values_of(variables: Sequence[keras.Variable]) -> list[Any]:
     """Return the present values of ``variables``, on this replica, as tensors.
 
     Values are shared, not copied, until a variable is assigned. `keras.ops` hands a
@@ -23,7 +26,7 @@ def values_of(variables):
     return [tf.convert_to_tensor(variable.value) for variable in variables]
 
 
-def retype(variable, dtype):
+def retype(variable: keras.Variable, dtype: str | None) -> None:
     """Give ``variable`` another dtype, its value cast.
 
     A Keras variable has its dtype for good. This is how a variable that is created
@@ -34,7 +37,7 @@ def retype(variable, dtype):
     variable._initialize(value)
 
 
-def variables_as_stored():
+def variables_as_stored() -> contextlib.AbstractContextManager:
     """Return a context in which variables are read in the dtype they have.
 
     In a layer's ``call`` Keras casts what is read to the layer's compute dtype. It
@@ -43,7 +46,7 @@ def variables_as_stored():
     return variables_read_in(None)
 
 
-def variables_read_in(dtype):
+def variables_read_in(dtype: str | None) -> contextlib.AbstractContextManager:
     """Return a context in which float variables are read in ``dtype``.
 
     Keras enters such a scope for layers of a mixed policy only, and exports no name

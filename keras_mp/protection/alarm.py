@@ -1,11 +1,15 @@
 """A warning of a run that skips one step after another."""
 
+from collections.abc import Callable, Iterator, Sequence
+
+from keras_mp.optimizer import LossScaleOptimizer
+
 #: As many skipped steps in a row are more than a search for the scale takes: 15 from
 #: 2**15 to 1. Before the first step is applied, a scale that was given may be larger.
 _ALL, _IN_A_ROW = 50, 20
 
 
-def begin(optimizers):
+def begin(optimizers: Sequence[LossScaleOptimizer]) -> Callable[[], Iterator[str]]:
     """Return a function that yields a warning, once, of each optimizer that only skips.
 
     Args:

@@ -9,13 +9,15 @@ All numbers are checked together, in few operations. Each metric is checked by i
 a branch that is taken only if any number is not finite.
 """
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_mp import dtypes, numerics, private
 
 
-def begin(model):
+def begin(model: keras.Model) -> dict[int, Any]:
     """Return the values of metrics before a step of ``model``; NaN ones start from 0.
 
     Returns:
@@ -34,7 +36,7 @@ def begin(model):
     return _by_id(variables, values)
 
 
-def leave_out(model, before, logs):
+def leave_out(model: keras.Model, before: dict[int, Any], logs: Any) -> tuple[Any, Any]:
     """Put back metrics that are no longer finite, and show that in the logs.
 
     Args:

@@ -11,12 +11,12 @@ from keras_mp.wrapping import is_wrapped, wrap_once
 _MARK = "normalization"
 
 
-def is_batch_normalization(layer):
+def is_batch_normalization(layer: keras.layers.Layer) -> bool:
     """Return whether ``layer`` is of Keras's own class; a subclass may differ."""
     return type(layer) is keras.layers.BatchNormalization
 
 
-def guard(layer):
+def guard(layer: keras.layers.Layer) -> None:
     """Make ``layer`` read and write 16 bits only, and compute in float32 in between.
 
     Keras's layer computes in float32 too, but writes its inputs in float32 to memory,
@@ -27,7 +27,7 @@ def guard(layer):
     wrap_once(layer, "call", _MARK, functools.partial(_in_one_kernel, layer))
 
 
-def is_guarded(layer):
+def is_guarded(layer: keras.layers.Layer) -> bool:
     """Return whether ``layer`` trains by one kernel."""
     return is_wrapped(layer, "call", _MARK)
 
