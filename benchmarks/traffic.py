@@ -7,8 +7,10 @@ have to guess the branches and could not size sparse gradients; a strategy's
 ``CrossDeviceOps`` come before gradients are packed; a network device's counter adds
 what workers say to each other besides. The strategy is MirroredStrategy on logical
 CPUs: it packs and launches through the class that MultiWorkerMirroredStrategy uses, so
-an optimizer counts the same in a cluster. There ``fit`` adds two all-reduces of few
-bytes, for Keras's mean of each of its logs; and Keras's bare optimizer cannot ``fit``.
+gradients count the same in a cluster. There micro-batches between updates send an
+all-reduce of flags, which replicas on one machine read from each other; ``fit`` adds
+two all-reduces of few bytes, for Keras's mean of each of its logs; and Keras's bare
+optimizer cannot ``fit``.
 
 ``python -m benchmarks --section distribution`` prints what ``docs/distribution.md``
 shows.
@@ -168,8 +170,8 @@ def _tally(calls):
 def dense(parameters: int, replicas: int = 2) -> list[dict]:
     """What `count` says of a model of float32 weights without sparse gradients."""
 
-    def reduced(size):
-        sums = {"all_reduces": 1, "reduced_bytes": size}
+    def reduced(launches, size):
+        sums = {"all_reduces": launches, "reduced_bytes": size}
         return sums | {"all_gathers": 0, "gathered_bytes": 0}
 
     return [
@@ -180,8 +182,8 @@ def dense(parameters: int, replicas: int = 2) -> list[dict]:
             "all_reduce_dtype": dtype,
             "parameters": parameters,
             "replicas": replicas,
-            "steps": [reduced(4 * replicas)] * (steps - 1)
-            + [reduced((2 if dtype else 4) * parameters)],
+            "steps": [reduced(0, 0)] * (steps - 1)
+            + [reduced(1, (2 if dtype else 4) * parameters)],
         }
         for candidate, steps, dtype in SETTINGS
     ]
@@ -229,7 +231,10 @@ def flag_across(gpus: int) -> float:
 
 
 def expected_seconds(counted: dict, gpus: int) -> float:
-    """Seconds of communication per micro-batch, by the counts of `count`."""
+    """Seconds of communication per micro-batch in a cluster, by the counts of `count`.
+
+    There each micro-batch between updates sends flags too, and on one machine none.
+    """
     *between, update = counted["steps"]
     seconds = reduce_across(update["reduced_bytes"], gpus)
     if gathers := update["all_gathers"]:

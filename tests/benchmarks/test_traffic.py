@@ -111,9 +111,9 @@ def test_sixteen_bits_halve_the_bytes(counted, dtype):
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(None, 4), ("float16", 2)])
-def test_a_window_sends_its_gradients_once_and_flags_before(counted, dtype, size):
+def test_a_window_sends_its_gradients_once_and_nothing_before(counted, dtype, size):
     steps = at(counted["dense"], "keras_mp", 4, dtype)["steps"]
-    assert steps == [reduced(1, 4 * 2)] * 3 + [reduced(1, size * PARAMETERS)]
+    assert steps == [reduced(0, 0)] * 3 + [reduced(1, size * PARAMETERS)]
 
 
 def test_an_overflow_sends_nothing_more_on_one_machine(counted):
@@ -121,7 +121,7 @@ def test_an_overflow_sends_nothing_more_on_one_machine(counted):
         at(counted["dense"], "keras_mp", n, None)["skipped"] for n in (1, 4)
     )
     assert update == reduced(1, 4 * PARAMETERS)
-    assert micro_batch == reduced(1, 4 * 2)
+    assert micro_batch == reduced(0, 0)
 
 
 def test_the_law_for_dense_gradients(counted):
@@ -133,9 +133,9 @@ def test_the_law_for_dense_gradients(counted):
     assert law == found
 
 
-def test_flags_grow_with_the_replicas_and_gradients_do_not():
+def test_what_a_replica_sends_does_not_grow_with_the_replicas():
     steps = processes.alone(count_on_four_replicas)["steps"]
-    assert steps == [reduced(1, 4 * 4)] * 3 + [reduced(1, 4 * PARAMETERS)]
+    assert steps == [reduced(0, 0)] * 3 + [reduced(1, 4 * PARAMETERS)]
 
 
 @pytest.mark.parametrize(
