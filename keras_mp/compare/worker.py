@@ -107,7 +107,8 @@ def claim_devices(
     tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    kind, name = ("GPU", _gpu_name(gpus[0])) if gpus else ("CPU", hardware.cpu_name())
+    kind = "GPU" if gpus else "CPU"
+    name = hardware.gpu_names()[0] if gpus else hardware.cpu_name()
     if workers > 1:
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec({"worker": addresses}),
@@ -126,10 +127,6 @@ def claim_devices(
     devices = [f"{kind}:{index}" for index in range(replicas)]
     title = f"{replicas} x {name}" if gpus else f"{replicas} logical CPUs of {name}"
     return title, tf.distribute.MirroredStrategy(devices)
-
-
-def _gpu_name(gpu: Any) -> str:
-    return tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
 
 
 def batches(

@@ -153,7 +153,7 @@ def _scores(layer, query, key):
     return _product(products, parts.key_axes, query, key) * parts.scale
 
 
-def _product(products, axes, query, key):
+def _product(products, axes, query, key) -> Any:
     """Return the scores of queries and keys, summed in their dtype, in float32.
 
     Args:

@@ -19,8 +19,8 @@ def find(
     multiples = []
     for layer, path in located:
         multiple = None if id(layer) in inside else _multiple(layer)
-        products = list(products_of(layer)) if multiple and layer.built else ()
-        if products:
+        products = list(products_of(layer)) if layer.built else []
+        if multiple and products:
             multiples.append(multiple)
             sizes = {name: size for product in products for name, size in product.sizes}
             padded = sum(product.multiplications(multiple) for product in products)

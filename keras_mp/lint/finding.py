@@ -34,5 +34,5 @@ class Finding(NamedTuple):
     reason: str
     fix: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.severity}: {self.layer}: {self.reason}; {self.fix} [{self.rule}]"

@@ -21,7 +21,7 @@ _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 class Product(NamedTuple):
     """As many equal products as ``count`` with a matrix of these named ``sizes``."""
 
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     sizes: tuple[tuple[str, int], ...]
 
     def multiplications(self, multiple: int = 1) -> int:

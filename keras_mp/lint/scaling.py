@@ -1,6 +1,7 @@
 """Whether the loss of a model in float16 is scaled, and only once."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 
@@ -13,7 +14,7 @@ def find(
 ) -> Iterator[Finding]:
     optimizers = _optimizers(model)
     for optimizer in optimizers:
-        inner = getattr(optimizer, "inner_optimizer", None)
+        inner: Any = getattr(optimizer, "inner_optimizer", None)
         if isinstance(inner, keras.optimizers.LossScaleOptimizer):
             yield Finding(
                 "error",

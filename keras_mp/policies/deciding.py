@@ -53,7 +53,7 @@ def apply_float32_rules(
             the policy whose rule kept it there.
         inside_kept: Whether a layer around it is kept in float32.
     """
-    policy = policy_of(layer)
+    policy: Any = policy_of(layer)
     if not isinstance(policy, Policy) and layer.compute_dtype == "float32":
         policy = outer
     located = [*around, (layer, path)]

@@ -2,7 +2,7 @@
 
 import copy
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -83,16 +83,16 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         from keras_mp.policies import hook  # which needs this class
 
         hook.install()
-        self.reason = None
+        self.reason: str | None = None
         if name == "auto":
             name, self.reason = hardware.recommend()
         super().__init__(default_policy=_named_policy(name))
-        self.rules = rules.checked_rules("float32", float32)
-        self.allow = rules.checked_rules("allow", allow)
-        self.follow = rules.checked_rules("follow", follow)
-        self.strict = bool(strict)
-        self._layer = None
-        self._quantized = {}
+        self.rules: tuple[rules.Rule, ...] = rules.checked_rules("float32", float32)
+        self.allow: tuple[rules.Rule, ...] = rules.checked_rules("allow", allow)
+        self.follow: tuple[rules.Rule, ...] = rules.checked_rules("follow", follow)
+        self.strict: bool = bool(strict)
+        self._layer: Any = None
+        self._quantized: dict[str, keras.DTypePolicy] = {}
 
     @property
     def name(self) -> str:
@@ -158,13 +158,13 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
     def _key(self):
         return self.name, self.rules, self.allow, self.follow, self.strict
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, Policy) and self._key() == other._key()
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self._key())
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         rules_of = {"float32": self.rules, "allow": self.allow, "follow": self.follow}
         shown = [
             f", {name}={[getattr(rule, '__name__', rule) for rule in own]}"
@@ -174,29 +174,29 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         strict = ", strict=True" if self.strict else ""
         return f"<Policy '{self.name}'{''.join(shown)}{strict}>"
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_layer": None}
 
     # The mapping that Keras's base class is: empty, except that Keras writes
     # `layer.dtype_policy = policy` as an item. One object serves one layer, so the
     # item is that layer's new policy.
 
-    def __getitem__(self, path):
+    def __getitem__(self, path: str) -> keras.DTypePolicy:
         return self.default_policy
 
-    def __setitem__(self, path, policy):
+    def __setitem__(self, path: str, policy: keras.DTypePolicy) -> None:
         private.layers.set_layer_policy(self._layer(), policy)
 
-    def __contains__(self, path):
+    def __contains__(self, path: object) -> bool:
         return False
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 0
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(())
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return True
 
 

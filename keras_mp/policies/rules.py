@@ -24,9 +24,10 @@ def checked_rules(name: str, rules: Iterable[Rule] | Rule) -> tuple[Rule, ...]:
         TypeError: A rule is neither a string nor a layer class.
         ValueError: A rule is empty, or no regular expression.
     """
+    several: Any = rules
     if isinstance(rules, str | Mapping) or not isinstance(rules, Iterable):
-        rules = (rules,)
-    return tuple(_checked_rule(name, rule) for rule in rules)
+        several = (rules,)
+    return tuple(_checked_rule(name, rule) for rule in several)
 
 
 def _checked_rule(name, rule):

@@ -178,7 +178,7 @@ def _layers_in(value):
     return [item for item in values if isinstance(item, keras.layers.Layer)]
 
 
-def take_build_contract(build: Callable, source: Any) -> None:
+def take_build_contract(build: Any, source: Any) -> None:
     """Make ``build``, a method Keras has wrapped, look like the method ``source``.
 
     Keras reads from the signature which shapes to pass, and from a mark whether to
