@@ -17,22 +17,34 @@ from keras_mp.protection import protect
 def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
     """Load a ``.keras`` file as `keras.saving.load_model` does, ready to train on.
 
-    Policies with their rules, float32 islands, the scaling rule, the scale and the
-    counters come back with plain Keras too. What this adds is the protection of the
-    model's state in skipped steps, which `keras_mp.compile` gave it; rules on paths in
-    models of your own class, whose layers are built before they are put together; and
-    the policy that was saved, whatever the global one is now, for layers that a class
-    of your own makes without a ``dtype``: they are not in the file, and Keras makes
-    them under the global policy. One that such a class makes with a ``dtype`` comes
-    back with that, also if `keras_mp.convert` had given it another. A
-    `keras.optimizers.LossScaleOptimizer` is replaced by ours, which goes on with its
-    scale and with the inner optimizer's variables.
+    Keras alone restores policies with their rules, float32 islands, the scaling rule,
+    the scale and the counters. This function adds:
+
+    - guards, and protection of the model's state in skipped steps, as
+      `keras_mp.compile` gives them;
+    - rules on paths in models of your own class, whose layers are built before they
+      are put together;
+    - the saved policy, whatever the global policy is, for layers that a class of your
+      own creates without a ``dtype``. They are not in the file, and Keras creates them
+      under the global policy. A layer that such a class creates with a ``dtype`` gets
+      that one, even if `keras_mp.convert` had given it another;
+    - our `LossScaleOptimizer` in place of a `keras.optimizers.LossScaleOptimizer`, with
+      its scale, its counters and the inner optimizer's variables.
+
+    The global policy stays what it is. Does not read values back from the device.
 
     Args:
-        path: The file.
-        **kwargs: Of `keras.saving.load_model`.
+        path: Path of the ``.keras`` file.
+        **kwargs: Keyword arguments of `keras.saving.load_model`, such as
+            ``custom_objects`` and ``compile``.
 
-    Does not change the global policy.
+    Returns:
+        The model, compiled if it was saved so.
+
+    Raises:
+        ValueError: There is no such file, or a rule of a saved `Policy` is a class that
+            is not registered.
+        TypeError: The model needs another class that is not registered.
 
     Example:
 
@@ -57,9 +69,9 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
 def holds_ours(path: str | os.PathLike[str]) -> bool:
     """Return whether a saved model has a policy, layer or optimizer of keras_mp's.
 
-    Such a one was made with keras_mp. One that has none may have been made by Keras
-    alone: `keras_mp.set_policy` with a name, and `keras_mp.convert` to one, leave
-    nothing of their own in a file, except for the optimizer where the loss is scaled.
+    If not, it may still have been made with keras_mp: `keras_mp.set_policy` and
+    `keras_mp.convert` with the name of a policy leave nothing of their own in a file,
+    except for the optimizer where the loss is scaled.
 
     Args:
         path: A ``.keras`` file, or a folder with what such a file holds.
@@ -72,7 +84,7 @@ def _package(saved):
 
 
 def _config(path):
-    """Return what a file says of how its model is made; None if that cannot be read."""
+    """Return the config of a saved model; None if it cannot be read."""
     if not isinstance(path, str | os.PathLike):
         return None
     if zipfile.is_zipfile(path):
@@ -98,7 +110,7 @@ def _objects(config):
 
 @contextlib.contextmanager
 def _saved_policy(path, custom_objects):
-    """Make layers under the policy under which the saved model was made, if known."""
+    """Create layers in the block under the policy of the saved model, if known."""
     saved = _policy_config(_config(path))
     if saved is None:
         yield
@@ -112,10 +124,10 @@ def _saved_policy(path, custom_objects):
 def _policy_config(config):
     """Return the policy that a model was made under, as it was saved, or None.
 
-    It is the model's own. Only a Functional model does not save that. Then it is the
-    one with rules, if there is one; else the one that most layers have of those that
-    may hold layers which are not in the file; else any, but float32 last, which layers
-    that are not safe in 16 bits have under every policy.
+    That is the model's own policy, if it was saved. A Functional model does not save
+    it. Then it is a policy with rules, if any layer has one; else the most frequent
+    policy among layers that may contain layers which are not in the file; else any
+    policy but float32, which unsafe layers have under every policy; else float32.
     """
     found = [(each, _own_policy(each)) for each in _objects(config)]
     found = [(each, policy) for each, policy in found if policy is not None]
@@ -133,14 +145,14 @@ def _policy_config(config):
 def _own_policy(saved):
     """Return the policy of a saved layer, as it was saved; None if it tells nothing.
 
-    As one of a quantized layer, which was made under another, or Keras's map of
-    policies, which may leave out for what it falls back to.
+    The policy of a quantized layer tells nothing, because the layer was made under
+    another; nor does Keras's map of policies, which may leave out its default.
     """
     inner = saved.get("config")
     policy = inner.get("dtype") if isinstance(inner, dict) else None
     if not isinstance(policy, dict) or policy["class_name"] not in _POLICIES:
         return None
-    # What is quantized concerns that layer alone; nor are ids of objects the same.
+    # Which layers are quantized, and ids of objects, differ between equal policies.
     config = {k: v for k, v in policy["config"].items() if k != "quantized"}
     return {k: v for k, v in policy.items() if k != "shared_object_id"} | {
         "config": config

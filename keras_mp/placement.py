@@ -66,18 +66,20 @@ def placement_report(model: keras.layers.Layer) -> PlacementReport:
     """Return the `PlacementReport` of a model that is under a policy of keras_mp's."""
     mixed = policies.is_low_anywhere(model)
     seen, rows = set(), []
-    for layer, path, around in _places(model, model.name, ()):
+    for layer, path, around in _with_surroundings(model, model.name, ()):
         if id(layer) not in seen and not isinstance(layer, keras.layers.InputLayer):
             seen.add(id(layer))
             rows.append(_placement(layer, path, around, mixed))
     return PlacementReport(rows)
 
 
-def _places(layer, path, around):
-    """Yield each layer with its path and the (layer, path) of those around it."""
+def _with_surroundings(layer, path, around):
+    """Yield each layer, its path, and (layer, path) for each layer around it."""
     yield layer, path, around
     for inner in private.layers.sublayers(layer):
-        yield from _places(inner, f"{path}/{inner.name}", (*around, (layer, path)))
+        yield from _with_surroundings(
+            inner, f"{path}/{inner.name}", (*around, (layer, path))
+        )
 
 
 def _placement(layer, path, around, mixed):

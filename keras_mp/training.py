@@ -32,35 +32,39 @@ def compile(
     """Compile ``model`` for mixed precision: ``model.compile`` with what is missing.
 
     If any layer computes in float16, the optimizer is wrapped in a
-    `LossScaleOptimizer`; under bfloat16 and float32 only if ``scaling`` is given. A
-    step that is skipped then changes nothing of the model: weights, optimizer
-    variables, BatchNorm statistics and random seeds are what they were before it. The
-    loss and the metrics of its batch count like those of any other, but for a metric
-    that it would leave inf or NaN. A metric that no batch of an epoch leaves finite
-    reads NaN. `fit` warns of a run that skips one step after another.
+    `LossScaleOptimizer`; under bfloat16 and float32 only if ``scaling`` is given. Then
+    a skipped step changes nothing in the model: weights, optimizer variables, BatchNorm
+    statistics and random seeds stay what they were before it. The loss and the metrics
+    of its batch count as usual, except for a metric that would become inf or NaN. A
+    metric that is not finite after any batch of an epoch shows NaN. ``fit`` warns if
+    every step is skipped.
+
+    Layers that are not safe in 16 bits compute in float32, or get guards (see
+    `keras_mp.Policy`), and the model returns float32 to losses, metrics and
+    ``predict``. Does not synchronise with the device.
 
     Args:
         model: A Keras model, built or not.
-        *args: As for ``model.compile``, whose arguments these are, also where the
-            model's class has a ``compile`` of its own: ``optimizer`` and ``loss``
-            first, as Keras has them. What is not given is not passed on, so that the
-            defaults of that ``compile`` hold; Keras's own gets ``"adam"``. Each Keras
-            optimizer among the arguments is wrapped, and so is one that ``compile``
-            chooses itself. A `keras_mp.LossScaleOptimizer` is used as it is.
-        policy: None to leave the layers as they are, or a dtype policy, its name or
-            ``"auto"``, under which to put all of them first, in place. A layer that is
-            to stay in float32 needs a rule or an island, even if it was made with
+        *args: Arguments of ``model.compile``, also of a ``compile`` of the model's own
+            class: ``optimizer`` and ``loss`` first, as in Keras. Arguments that are not
+            given are not passed on, so that the defaults of that ``compile`` hold;
+            Keras's own gets ``"adam"``. Each Keras optimizer among the arguments is
+            wrapped, and so is one that ``compile`` chooses itself. A
+            `keras_mp.LossScaleOptimizer` is used as it is.
+        policy: None to leave the layers as they are; or a dtype policy, its name or
+            ``"auto"``: all layers are put under it first, in place. A layer that has to
+            stay in float32 needs a rule or an island, even if it was made with
             ``dtype="float32"``.
-        scaling: None for dynamic loss scaling where it is needed, or a rule of
-            `keras_mp.scaling` (or ``"dynamic"``, ``"log_normal"``) to use.
-        **kwargs: As ``*args``, by name.
+        scaling: None for dynamic loss scaling where it is needed; or a rule of
+            `keras_mp.scaling`, or ``"dynamic"`` or ``"log_normal"``.
+        **kwargs: Keyword arguments of ``model.compile``.
 
     Raises:
-        TypeError: ``model`` is no Keras model, ``optimizer`` no optimizer, or
+        TypeError: ``model`` is not a Keras model, ``optimizer`` is not an optimizer, or
             ``model.compile`` does not take the arguments.
         ValueError: ``optimizer`` is Keras's own `LossScaleOptimizer`; a rule is given
-            together with an optimizer that has one; or the policy is unknown or does
-            not fit the model's variables.
+            together with an optimizer that has another; the policy is unknown; or the
+            policy does not fit the model's variables.
 
     Example:
 
@@ -102,7 +106,7 @@ def _optimizers(args, kwargs):
 
 
 def _checked_arguments(model, args, kwargs, rule):
-    """Return what to call ``model.compile`` with; an optimizer's name made one.
+    """Return the arguments for ``model.compile``, with optimizers instead of names.
 
     Raises:
         TypeError: ``model.compile`` does not take it.
@@ -139,12 +143,12 @@ def _checked_arguments(model, args, kwargs, rule):
 
 
 def _scaled(model, value, rule):
-    """Return an argument of ``compile``: an optimizer with loss scaling, if need be."""
+    """Return an argument of ``compile``; an optimizer gets loss scaling if needed."""
     return _wrapped(model, value, rule) if _is_optimizer(value) else value
 
 
 def _chosen(model, rule):
-    """Return the optimizer that ``model.compile`` chose, with loss scaling if need be.
+    """Return the optimizer that ``model.compile`` chose, with loss scaling if needed.
 
     As a list, which is empty if it chose none.
     """
@@ -187,20 +191,21 @@ def wrap_optimizer(
     """Return ``optimizer`` with loss scaling if ``model`` needs it, else itself.
 
     For models with several optimizers, such as GANs: wrap each one, and use its
-    ``scale_loss`` in ``train_step``. If ``model`` is the model whose ``train_step``
-    uses them, a step that any of them skips leaves its other variables unchanged.
+    ``scale_loss`` in ``train_step``. If the ``train_step`` of ``model`` uses them, a
+    step that any of them skips leaves all other variables of ``model`` unchanged. Does
+    not synchronise with the device.
 
     Args:
         model: The Keras model that the optimizer trains.
         optimizer: A Keras optimizer, its name or its config.
         scaling: None for dynamic scaling if a layer of ``model`` computes in float16;
-            or a rule, which is used in any case.
+            or a rule of `keras_mp.scaling` or its name, which is used in any case.
 
     Returns:
         A `LossScaleOptimizer`, or the Keras optimizer where no scaling is needed.
 
     Raises:
-        TypeError: ``optimizer`` is no optimizer.
+        TypeError: ``optimizer`` is not an optimizer.
         ValueError: ``optimizer`` is Keras's own `LossScaleOptimizer`, or has a rule
             and another is given.
 
@@ -217,7 +222,7 @@ def wrap_optimizer(
 
 
 def _wrapped(model, optimizer, rule):
-    """Return ``optimizer`` with loss scaling, and ``model`` protected, if need be."""
+    """Return ``optimizer``, with loss scaling and ``model`` protected if needed."""
     if not isinstance(optimizer, LossScaleOptimizer):
         if rule is None and not needs_loss_scaling(model):
             return optimizer

@@ -15,6 +15,7 @@ def find(
     located: Sequence[tuple[keras.layers.Layer, str]],
     batch_size: int | None,
 ) -> Iterator[Finding]:
+    """Yield findings on sizes of products that tensor cores pad."""
     inside = inside_guarded(located)
     multiples = []
     for layer, path in located:
@@ -47,7 +48,7 @@ def _misaligned(path, sizes, multiple, cost):
 
 
 def _multiple(layer):
-    """Return of what sizes are to be multiples; None if it is on no tensor core."""
+    """Return what sizes have to be multiples of; None if no tensor core computes it."""
     modes = {inner.quantization_mode for inner in private.layers.walk(layer)}
     if modes - {None, "float8"}:
         return None

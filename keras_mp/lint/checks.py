@@ -15,28 +15,31 @@ def lint(model: keras.Model, batch_size: int | None = None) -> list[Finding]:
     - ``loss-scaling``: layers compute in float16 and the optimizer scales no loss.
     - ``double-scaling``: a loss-scale optimizer around another.
     - ``sensitive``: a layer on `keras_mp.precision_lists` that computes in 16 bits, in
-      no island and without the guard that keras_mp would put on it. What a rule of the
-      policy allows is left out.
-    - ``island``: a layer of the user's own whose code failed in 16 bits, since dtypes
-      did not match, and computes in float32 for that. Always a note.
-    - ``head``: the model returns 16 bits, to metrics and to who reads predictions.
-    - ``functional-loss``: a loss computed in 16 bits. Losses given to ``compile`` cast
-      what they get to their own dtype, float32 unless asked otherwise, functions too. A
-      function of `keras.losses` that the model calls by itself, in ``train_step`` or
-      ``compute_loss``, computes in the dtype that the model returns, unless it is cast
-      in between, which is not seen.
+      no island and without the guard that keras_mp would put on it. Layers that a rule
+      of the policy allows are left out.
+    - ``island``: a layer of the user's own that computes in float32 because its code
+      failed in 16 bits. Always a note.
+    - ``head``: the model returns 16 bits to metrics and in ``predict``.
+    - ``functional-loss``: a loss computed in 16 bits. Losses given to ``compile``,
+      functions too, cast their arguments to their own dtype, which is float32 unless
+      asked otherwise. A function of `keras.losses` that the model calls by itself, in
+      ``train_step`` or ``compute_loss``, computes in the dtype that the model returns;
+      a cast in between is not seen.
     - ``rule``: a rule of a `Policy` that matches no layer.
-    - ``alignment``: dimensions of matrix products that are no multiples of what tensor
-      cores take: 8 in float16 and bfloat16, 16 in float8. How many more multiplications
-      the padded ones take is counted on the products with weights. Always a note.
-    - ``unknown``: what could not be checked. Always a note.
+    - ``alignment``: dimensions of matrix products that are not multiples of the size
+      for tensor cores: 8 in float16 and bfloat16, 16 in float8. The cost of padding is
+      counted in multiplications of the products with weights. Always a note.
+    - ``unknown``: something could not be checked. Always a note.
 
     Args:
         model: A built Keras model, compiled or not.
-        batch_size: Rows in a batch, to check as well.
+        batch_size: The number of rows in a batch, if its alignment is checked as well.
+
+    Returns:
+        A list of `Finding`, in the order of the checks; empty if all is well.
 
     Raises:
-        TypeError: ``model`` is no Keras model, or ``batch_size`` no integer.
+        TypeError: ``model`` is not a Keras model, or ``batch_size`` is not an integer.
         ValueError: The model has layers that are not built, or ``batch_size`` is not
             above 0.
 

@@ -17,6 +17,7 @@ _LOSS_FUNCTIONS = {
 
 
 def find(model: keras.Model, is_head_low: bool) -> Iterator[Finding]:
+    """Yield findings on losses of ``model`` that are computed in 16 bits."""
     for loss in filter(None, keras.tree.flatten(getattr(model, "loss", None))):
         dtype = getattr(loss, "dtype", keras.config.floatx())
         if dtype in dtypes.LOW_PRECISION:

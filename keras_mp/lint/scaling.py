@@ -12,6 +12,7 @@ from keras_mp.lint.finding import Finding
 def find(
     model: keras.Model, located: Sequence[tuple[keras.layers.Layer, str]]
 ) -> Iterator[Finding]:
+    """Yield findings on how the loss of ``model`` is scaled."""
     optimizers = _optimizers(model)
     for optimizer in optimizers:
         inner: Any = getattr(optimizer, "inner_optimizer", None)

@@ -18,6 +18,7 @@ _WHY = {
 
 
 def find(located: Sequence[tuple[keras.layers.Layer, str]]) -> Iterator[Finding]:
+    """Yield findings on layers that compute in 16 bits and are not safe in them."""
     inside = inside_guarded(located)
     for layer, path in located:
         low = dtypes.computes_low(layer)
@@ -38,6 +39,7 @@ def find(located: Sequence[tuple[keras.layers.Layer, str]]) -> Iterator[Finding]
 def find_islands(
     located: Sequence[tuple[keras.layers.Layer, str]],
 ) -> Iterator[Finding]:
+    """Yield findings on layers whose code failed in 16 bits."""
     for layer, path in located:
         if guards.island_reason(layer):
             yield Finding(
@@ -50,17 +52,17 @@ def find_islands(
 
 
 def inside_guarded(located: Sequence[tuple[keras.layers.Layer, str]]) -> set[int]:
-    """Return the ids of the layers in those whose guards are for all inside them."""
+    """Return the ids of layers inside layers whose guards cover them."""
     whole = [layer for layer, _ in located if guards.covers_sublayers(layer)]
     return {id(inner) for layer in whole for inner in private.layers.walk(layer)[1:]}
 
 
 def _reasons(layer, path):
     """Yield why ``layer`` is not safe, by what keras_mp would do to it."""
-    place = policies.list_of(layer, path)
-    if place == "float32":
+    found = policies.list_of(layer, path)
+    if found == "float32":
         yield f"{type(layer).__name__} is not safe in {{}}"
-    elif place is None:
+    elif found is None:
         for name in guards.missing(layer):
             # Whether layers of the user's own add losses at all is not known.
             if name in _WHY and (name != "inputs" or _takes_floats(layer)):

@@ -15,7 +15,7 @@ def get(policy: keras.DTypePolicy | str) -> keras.DTypePolicy:
         policy: A dtype policy, its name, or ``"auto"``.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: There is no policy of that name, or ``policy`` is none of these.
     """
     return policy if isinstance(policy, keras.DTypePolicy) else Policy(policy)
 
@@ -23,12 +23,17 @@ def get(policy: keras.DTypePolicy | str) -> keras.DTypePolicy:
 def set_policy(policy: keras.DTypePolicy | str) -> keras.DTypePolicy:
     """Set the policy of all layers created from now on.
 
+    Layers that exist already keep their policy. Does not synchronise with the device.
+
     Args:
         policy: A `Policy`, any other Keras dtype policy, or a name; ``"auto"`` picks
             by hardware.
 
     Returns:
         The policy that was set; its ``reason`` says why ``"auto"`` picked it.
+
+    Raises:
+        ValueError: There is no policy of that name.
 
     Example:
 
@@ -44,8 +49,17 @@ def set_policy(policy: keras.DTypePolicy | str) -> keras.DTypePolicy:
 def policy_scope(policy: keras.DTypePolicy | str) -> Iterator[keras.DTypePolicy]:
     """Set the policy inside a ``with`` block and restore what was there afterwards.
 
-    The earlier policy comes back after an exception too. The block's target is the
-    policy that was set.
+    The earlier policy is restored after an exception, too. Does not synchronise with
+    the device.
+
+    Args:
+        policy: As for `set_policy`.
+
+    Yields:
+        The policy that was set.
+
+    Raises:
+        ValueError: There is no policy of that name.
 
     Example:
 

@@ -18,10 +18,10 @@ FLOAT32 = keras.DTypePolicy("float32")
 class Policy(keras.dtype_policies.DTypePolicyMap):
     """A dtype policy with rules for the layers that compute in float32.
 
-    Usable wherever Keras takes a dtype policy: `keras_mp.set_policy`, a layer's
-    ``dtype``, `keras_mp.compile`. A layer that a rule matches gets a plain float32
-    policy; every other one keeps the policy together with its rules, so that layers it
-    creates later obey them, and so that they are saved in the ``.keras`` file.
+    It can be used wherever Keras takes a dtype policy: in `keras_mp.set_policy`, as a
+    layer's ``dtype``, in `keras_mp.compile`. A layer that a rule matches gets a plain
+    float32 policy. Every other layer keeps the policy with its rules: they apply to
+    layers that it creates later, and are saved in the ``.keras`` file.
 
     Args:
         name: A Keras policy name such as ``"mixed_float16"``, ``"mixed_bfloat16"`` or
@@ -32,32 +32,33 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
             ``"block_.*"`` or ``"encoder/attention"``. A rule that matches a container
             covers everything inside. Rules on a path take effect as layers are put
             together and built, at the latest in `keras_mp.compile`.
-        allow: Rules for layers that are to be left as Keras has them, in low
-            precision, though they are on keras_mp's list of those that are not safe in
-            it; ``".*"`` for all.
-        follow: Rules for layers without weights that are to compute in the dtype that
-            comes in.
-        strict: Whether a layer of your own that fails because dtypes do not match, as
-            where it multiplies its 16-bit input with a float32 constant, is to raise.
-            Otherwise its code computes in float32 from then on, with a warning.
+        allow: Rules for layers that stay in low precision as with Keras alone, even if
+            they are not safe in it (`keras_mp.precision_lists.DENY`); ``".*"`` for all.
+        follow: Rules for layers without weights that compute in the dtype of their
+            inputs.
+        strict: Whether a layer of your own raises an error if dtypes in its code do not
+            match, for example where it multiplies its 16-bit input with a float32
+            constant. Otherwise its code computes in float32 from then on, with a
+            warning.
 
     Rules come before `keras_mp.precision_lists`, by which every layer under a policy of
     keras_mp's is made safe: layers on ``DENY`` compute in float32, layers on ``FOLLOW``
     in the dtype that comes in. Of all others the parts that need it, such as the
     softmax of attention, compute in float32 inside.
 
-    Layers that Keras names by itself (``softmax``, ``softmax_1``, ...) may be called
-    otherwise after loading: give them a class rule, or name them.
+    Layers that Keras names by itself (``softmax``, ``softmax_1``, ...) may have another
+    name after loading: use a class as rule, or name them.
 
     Attributes:
         rules: The rules of ``float32``, as a tuple of strings and classes.
-        allow, follow: Those of the other lists.
+        allow, follow: The rules of these lists, likewise.
         strict: As given.
-        reason: Why ``"auto"`` chose as it did; None if the policy was named.
+        reason: Why ``"auto"`` chose the policy; None if it was named.
 
     Raises:
-        ValueError: An unknown policy, or a string that is no regular expression.
-        TypeError: A rule that is neither a string nor a layer class.
+        ValueError: There is no policy of that name, or a rule is not a regular
+            expression.
+        TypeError: A rule is neither a string nor a layer class.
 
     Example:
 
