@@ -60,7 +60,7 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
     if isinstance(optimizer, LossScaleOptimizer):
         protect(model, optimizer)
     if optimizer is not None:
-        distribute.mend(model, optimizer)
+        distribute.prepare_steps(model, optimizer)
         heads.keep_in_float32(model)
         guards.fall_back(model)
     return model

@@ -92,7 +92,7 @@ def compile(
         optimizers = _optimizers(args, kwargs) or _chosen(model, rule)
         heads.keep_in_float32(model)
     for optimizer in optimizers:
-        distribute.mend(model, optimizer)
+        distribute.prepare_steps(model, optimizer)
     guards.fall_back(model)
 
 
@@ -217,7 +217,7 @@ def wrap_optimizer(
     rule = _checked_rule(scaling)
     with distribute.scope_of(model):
         optimizer = _wrapped(model, _checked_optimizer(optimizer, rule), rule)
-    distribute.mend(model, optimizer)
+    distribute.prepare_steps(model, optimizer)
     return optimizer
 
 

@@ -14,7 +14,7 @@ from keras_mp.distribute.devices import (
 from keras_mp.distribute.empty import unless_empty
 from keras_mp.distribute.reduction import sum_over_replicas
 from keras_mp.distribute.scope import check_apply, check_scope, scope_of
-from keras_mp.distribute.trainer import mend
+from keras_mp.distribute.trainer import prepare_steps
 
 __all__ = [
     "check_apply",
@@ -23,8 +23,8 @@ __all__ = [
     "count_if_any",
     "has_strategy",
     "meet",
-    "mend",
     "no_value",
+    "prepare_steps",
     "replicas",
     "restore_unless",
     "run_once",

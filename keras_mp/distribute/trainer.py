@@ -1,9 +1,9 @@
-"""Keras's ``fit``, ``evaluate`` and ``train_on_batch`` under a strategy, mended.
+"""``fit``, ``evaluate`` and ``train_on_batch`` under a strategy of several replicas.
 
-Each mend is put on one model, and only if its steps span several replicas: how its
-variables are made from a first batch, what logs look like across machines, and what
-becomes of a share of no rows; `execution` has one more. `private` says which methods of
-Keras they replace; none of Keras's code is repeated.
+Methods of one model are replaced that do not work there with Keras alone: how its
+variables are made from a first batch, the shape of logs across machines, and steps on a
+share of no rows. `private` says which methods of Keras these are; none of Keras's code
+is repeated.
 """
 
 import functools
@@ -16,7 +16,7 @@ from keras_mp.distribute import empty, execution
 from keras_mp.wrapping import wrap_once
 
 
-def mend(model, optimizer):
+def prepare_steps(model, optimizer):
     """Make ``fit``, ``evaluate`` and the like of ``model`` work under its strategy.
 
     Does nothing twice, and to a model that was not created under a strategy of several
