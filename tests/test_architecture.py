@@ -244,3 +244,25 @@ def test_public_names_have_docstrings_of_their_own():
                 vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
             )
             assert own, f"{name} has no docstring"
+
+
+#: Lines of a file, and of a function without its docstring, that can be read at once.
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+
+
+def lines_of(node):
+    """Return how many lines ``node`` has without its docstring."""
+    text = ast.get_docstring(node, clean=False)
+    documented = (
+        0 if text is None else node.body[0].end_lineno - node.body[0].lineno + 1
+    )
+    return node.end_lineno - node.lineno + 1 - documented
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= LONGEST_FILE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert lines_of(node) <= LONGEST_FUNCTION, node.name

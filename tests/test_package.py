@@ -1,5 +1,6 @@
 """The wheel and the sdist hold what they should, and say what they need."""
 
+import ast
 import email
 import pathlib
 import re
@@ -65,3 +66,24 @@ def test_the_changelog_begins_with_this_version():
 def test_wheel_holds_no_benchmark_and_no_conformance_code(built):
     names, _ = metadata(built[0])
     assert not any("bench" in name or "conformance" in name for name in names)
+
+
+def lines_of_code(path):
+    """Return how many lines of a file are no docstring, no comment and not empty."""
+    text = path.read_text()
+    documented = set()
+    for node in ast.walk(ast.parse(text)):
+        has_docstring = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if has_docstring and ast.get_docstring(node) is not None:
+            first = node.body[0]
+            documented |= {*range(first.lineno, first.end_lineno + 1)}
+    return sum(
+        bool(line.strip()) and not line.strip().startswith("#")
+        for number, line in enumerate(text.splitlines(), start=1)
+        if number not in documented
+    )
+
+
+def test_the_wheel_has_at_most_10000_lines_of_code():
+    files = (ROOT / "keras_mp").rglob("*.py")
+    assert sum(map(lines_of_code, files)) <= 10_000

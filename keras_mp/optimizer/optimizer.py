@@ -1,7 +1,6 @@
 """`LossScaleOptimizer`: Keras's optimizer with a scaling rule and safe steps."""
 
 import contextlib
-import dataclasses
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,16 +15,14 @@ from keras_mp.optimizer.arguments import (
     checked_inner,
     rule_of,
 )
-from keras_mp.optimizer.loop import Loop
-from keras_mp.optimizer.proxy import Proxy
-from keras_mp.optimizer.scaler import Scaler
+from keras_mp.optimizer.rule_settings import RuleSettings
 from keras_mp.optimizer.step import Step
 from keras_mp.saving import register
 from keras_mp.scaling import LossScale
 
 
 @register
-class LossScaleOptimizer(Proxy):
+class LossScaleOptimizer(RuleSettings):
     """Scales the loss so that float16 gradients neither vanish nor overflow.
 
     A drop-in for `keras.optimizers.LossScaleOptimizer`. `scale_loss` multiplies the
@@ -85,13 +82,8 @@ class LossScaleOptimizer(Proxy):
         all_reduce_dtype = checked_all_reduce_dtype(all_reduce_dtype)
         rule = rule_of(scaling, initial_scale, dynamic_growth_steps)
         factor = inner.loss_scale_factor
-        super().__init__(inner, name=name, **kwargs)
+        super().__init__(inner, rule, name=name, **kwargs)
         self._all_reduce_dtype = all_reduce_dtype
-        self._loop = Loop()
-        self._scaler = Scaler(rule, self)
-        # Checkpoints of TensorFlow know variables by the attributes that hold them.
-        self.step_counter: keras.Variable = self._scaler.state["clean_steps"]
-        self.dynamic_scale = self._scaler.scale
         if factor is not None:
             warnings.warn(
                 f"LossScaleOptimizer ignores loss_scale_factor={factor} of its "
@@ -100,59 +92,6 @@ class LossScaleOptimizer(Proxy):
                 f"scaling=keras_mp.scaling.StaticLossScale({factor}).",
                 stacklevel=2,
             )
-
-    # The scaling rule, under our name and under Keras's two.
-
-    @property
-    def scaling(self) -> LossScale:
-        """The scaling rule, a frozen config."""
-        return self._scaler.rule
-
-    @property
-    def initial_scale(self) -> float:
-        """The rule's first scale."""
-        return self.scaling.initial_scale
-
-    @initial_scale.setter
-    def initial_scale(self, value: float) -> None:
-        self._change_rule(initial_scale=value)
-        if self._is_proxy and not self.built:
-            self._scaler.scale.assign(self.initial_scale)
-
-    @property
-    def dynamic_scale(self) -> keras.Variable:
-        """The variable that holds what the next loss is multiplied by, a float32."""
-        self._loop.scale_was_read()
-        return self._scaler.scale
-
-    @dynamic_scale.setter
-    def dynamic_scale(self, variable: keras.Variable) -> None:
-        if variable is not self._scaler.scale:
-            raise AttributeError(
-                "LossScaleOptimizer.dynamic_scale is a variable, which cannot be "
-                "replaced. Set its value with `.dynamic_scale.assign(...)`."
-            )
-
-    @property
-    def dynamic_growth_steps(self) -> int | None:
-        """The rule's ``growth_interval``; None for a rule without one."""
-        return getattr(self.scaling, "growth_interval", None)
-
-    @dynamic_growth_steps.setter
-    def dynamic_growth_steps(self, value: int) -> None:
-        self._change_rule(growth_interval=value)
-
-    def _change_rule(self, **changes: Any) -> None:
-        if not self._is_proxy:  # Keras's __init__ assigns its defaults
-            return
-        rule: Any = self.scaling
-        (name,) = changes
-        if name not in {field.name for field in dataclasses.fields(rule)}:
-            raise AttributeError(
-                f"The scaling rule {rule!r} has no `{name}` to set. Make a "
-                "new LossScaleOptimizer with the rule you want."
-            )
-        self._scaler.rule = dataclasses.replace(rule, **changes)
 
     # One step.
 
