@@ -14,6 +14,31 @@ import pytest  # noqa: E402
 
 from keras_mp import hardware  # noqa: E402
 
+# Files that take a minute or more start first: none is left to one process at the end.
+LONG = [
+    "test_support",
+    "test_bounds",
+    "test_compare",
+    "test_programs",
+    "test_distribute",
+    "test_export",
+    "test_plan",
+    "test_readme",
+    "test_multi_worker",
+    "test_report",
+]
+
+
+def pytest_xdist_auto_num_workers(config):
+    """The whole suite runs in two processes, files that are named run in one."""
+    return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("cpu") and hardware.gpu_capabilities():

@@ -38,6 +38,7 @@ def test_all_finite_looks_into_sparse_gradients(run, bad):
     assert bool(run(numerics.all_finite)(gradients)) == (bad is None)
 
 
+@pytest.mark.internals
 def test_small_gradients_are_not_added_up():
     # Grappler would make an AddN with a temporary variable of it, which failed on two
     # replicas: "ALREADY_EXISTS: Resource ... tmp_var".

@@ -14,6 +14,7 @@ def run(request):
     return RUNS[request.param]
 
 
+@pytest.mark.internals
 def test_stacks_hold_every_part_once():
     parts = [
         *[tf.fill((30, 40), float(number)) for number in range(9)],
@@ -37,6 +38,7 @@ def test_stacks_hold_every_part_once():
     assert heights == [4, 5, 1, 1, 1, 1, 1, 1]  # 6 of 1200 numbers would be possible
 
 
+@pytest.mark.internals
 @pytest.mark.parametrize("count", range(4, 40))
 def test_no_stack_is_of_a_single_tensor(count):
     # Plain SGD would update that one in a branch, which the others do without.
@@ -49,6 +51,7 @@ def kinds_behind(operation):
     return [each.type for each in needed_for(operation)]
 
 
+@pytest.mark.internals
 def test_small_casts_of_the_stacked_are_not_run():
     @tf.function
     def step(*narrow):
@@ -94,6 +97,7 @@ def test_stacks_are_mapped_as_each_gradient_would_be(run):
     np.testing.assert_array_equal(last.indices, [3, 1])
 
 
+@pytest.mark.internals
 def test_what_was_stacked_is_not_stacked_again():
     @tf.function
     def step(*parts):

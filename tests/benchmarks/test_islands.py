@@ -38,6 +38,7 @@ def _operations(step):
     ]
 
 
+@pytest.mark.internals
 @pytest.mark.parametrize("name", ["Dense of 1000, elu", "Dot, normalized", "ELU"])
 def test_more_is_computed_in_float32_with_an_island(name):
     counts = {

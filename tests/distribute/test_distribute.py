@@ -192,6 +192,7 @@ def test_replicas_that_share_their_variables_train_but_cannot_accumulate():
     assert "MirroredStrategy" in result["error"]
 
 
+@pytest.mark.internals
 def test_each_replica_puts_its_own_values_back_in_one_node():
     result = run_case("restore", 2)
     assert result["clean"] == {"own": [10.0, 11.0], "shared": [5.0, 5.0]}
@@ -200,6 +201,7 @@ def test_each_replica_puts_its_own_values_back_in_one_node():
     assert [place[-5:] for place in result["branches"]] == ["CPU:0", "CPU:1"]
 
 
+@pytest.mark.internals
 def test_small_gradients_are_summed_in_stacks():
     result = run_case("stacks", 2)
     assert result["good"] == {"weights": [-3.0] * 12, "overflows": [0, 0]}
@@ -209,6 +211,7 @@ def test_small_gradients_are_summed_in_stacks():
     assert result["stacks"] == 2
 
 
+@pytest.mark.internals
 def test_replicas_that_share_their_variables_put_them_back_once():
     result = run_case("restore", 2, "shared")
     assert result["clean"]["shared"] == [5.0]

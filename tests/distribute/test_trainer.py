@@ -190,6 +190,7 @@ def test_keras_fails_with_jit():
     assert "from device" in run_group("keras")["jit"]
 
 
+@pytest.mark.internals
 def test_small_gradients_of_a_share_enter_its_branch_in_stacks():
     import tensorflow as tf
 

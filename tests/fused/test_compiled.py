@@ -43,6 +43,7 @@ def test_compiled_updates_are_those_of_keras(name, dtype, monkeypatch):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=rounding, atol=rounding)
 
 
+@pytest.mark.internals
 @pytest.mark.cpu
 @pytest.mark.parametrize("shape", [(300, 300), (3, 300)])
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -55,6 +56,7 @@ def test_updates_of_large_variables_only_are_compiled(name, shape, monkeypatch):
     assert compiled == (1 if shape == (300, 300) else 0)
 
 
+@pytest.mark.internals
 @pytest.mark.parametrize("shape, calls", [((300, 300), 1), ((3, 4), 0)])
 def test_keras_operations_on_a_large_variable_are_a_function(shape, calls):
     optimizer, _ = built(keras.optimizers.Lamb(0.1), [shape])
@@ -114,6 +116,7 @@ def test_sparse_gradients_are_those_of_keras(name, rows, large, monkeypatch):
     np.testing.assert_allclose(*tables, rtol=1e-6, atol=3e-6)
 
 
+@pytest.mark.internals
 def test_sparse_gradients_do_not_make_later_reads_copy(monkeypatch):
     monkeypatch.setattr(stacks, "LARGE", 36)
     optimizer, _ = built(SGD(0.1), [(9, 4)])

@@ -1,5 +1,7 @@
 """Updates of SGD and Adam by kernels: Keras's results in fewer operations."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +11,11 @@ from keras_mp import stacks
 from keras_mp.fused import plan
 
 
+@functools.cache
+def trained_by_keras(name, mode, dtype):
+    return train(INNER[name], mode, dtype, scale=None)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 @pytest.mark.parametrize("name", INNER)
@@ -16,9 +23,7 @@ def test_updates_are_those_of_keras(name, mode, dtype):
     ours = train(INNER[name], mode, dtype)
     # A graph joins constant factors, and so rounds in another order. Here only Keras's
     # operations on a large variable are one; others are done as in eager execution.
-    eager, graph = (
-        train(INNER[name], m, dtype, scale=None) for m in ("eager", "graph")
-    )
+    eager, graph = (trained_by_keras(name, m, dtype) for m in ("eager", "graph"))
     large = (130, 70) if name == "other" and mode == "graph" else None
     # Adam's 1 - beta_2 is taken in float32 here, and in Python by Keras: 5e-5 of it, so
     # 2.5e-5 of an update, of which there are four of 0.1. Other dtypes are Keras's.
@@ -29,6 +34,7 @@ def test_updates_are_those_of_keras(name, mode, dtype):
         np.testing.assert_allclose(a, b, rtol=2 * rounding, atol=rounding / 10)
 
 
+@pytest.mark.internals
 @pytest.mark.parametrize(
     "inner, kernel",
     [
@@ -48,6 +54,7 @@ def test_a_large_variable_has_one_kernel_and_no_other_pass(inner, kernel):
     assert kernel not in operations(optimizer, [tf.ones(shape)], jit_compile=True)
 
 
+@pytest.mark.internals
 @pytest.mark.cpu
 @pytest.mark.parametrize(
     # float16 is judged as float32, and so has been cast already.
@@ -82,6 +89,7 @@ def test_a_large_narrow_gradient_is_cast_where_it_is_read(
     np.testing.assert_allclose(weight.numpy(), before - 0.1, atol=1e-7)
 
 
+@pytest.mark.internals
 @pytest.mark.cpu
 def test_small_variables_of_adam_are_updated_together():
     few, many = [(3, 4)] * 4, [(3, 4)] * 20
@@ -94,6 +102,7 @@ def test_small_variables_of_adam_are_updated_together():
     assert counts[0] == counts[1]
 
 
+@pytest.mark.internals
 def test_too_few_small_variables_have_a_kernel_each():
     # Starting three takes less than a stack, a compiled formula and three sums.
     for optimizer, kernel in (
@@ -106,6 +115,7 @@ def test_too_few_small_variables_have_a_kernel_each():
         assert "Unpack" not in done
 
 
+@pytest.mark.internals
 @pytest.mark.cpu
 def test_many_small_variables_of_plain_sgd_are_updated_together():
     """The change of all is one product, and what it multiplies is what was judged."""
@@ -118,6 +128,7 @@ def test_many_small_variables_of_plain_sgd_are_updated_together():
     assert counts[0] == counts[1] == {"MulNoNan": 1, "Unpack": 1, "If": 0}
 
 
+@pytest.mark.internals
 def test_fewer_small_variables_of_plain_sgd_have_a_kernel_each_in_a_branch():
     shapes = [(3, 4)] * (plan.MANY - 1)
     optimizer, _ = built(SGD(0.1), shapes)

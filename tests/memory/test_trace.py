@@ -139,6 +139,7 @@ def kinds_of_operations(optimizer):
     return found
 
 
+@pytest.mark.internals
 def test_the_updates_are_those_of_the_device():
     assert "ResourceApplyGradientDescent" in kinds_of_operations("sgd")
     stacked = "ResourceApplyAdam" not in kinds_of_operations("adam")

@@ -50,6 +50,7 @@ def test_a_condition_chooses_a_function(run, condition):
     assert bool(flag) == condition
 
 
+@pytest.mark.internals
 @pytest.mark.cpu
 def test_a_condition_is_one_operation_whatever_enters_it():
     # TensorFlow lowers an If to a Switch for each input where this attribute is set.

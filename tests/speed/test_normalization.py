@@ -108,6 +108,7 @@ def test_what_no_kernel_does_is_left_to_keras(options, arguments):
         np.testing.assert_array_equal(mine, other)
 
 
+@pytest.mark.internals
 def test_float32_and_xla_are_left_to_keras():
     guarded, reference = pair("bfloat16")
     x = ops.cast(data((8, 4), "bfloat16"), "bfloat16")

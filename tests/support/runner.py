@@ -8,6 +8,7 @@ or hung is ended, and another one goes on with the rest.
 import collections
 import concurrent.futures
 import json
+import os
 import queue
 import signal
 import threading
@@ -15,7 +16,8 @@ import time
 
 from . import cells, processes
 
-PARALLEL = 2  # groups at a time: CI has two cores
+# Groups at a time, on two cores: beside other tests, one.
+PARALLEL = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 
 # Seconds. A cell takes one or two. On a busy machine the end of `fit` under a
 # MirroredStrategy at times waits for 40, with Keras alone as well.
