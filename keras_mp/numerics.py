@@ -3,13 +3,15 @@
 import collections
 import functools
 import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from keras import ops
 
 from keras_mp import dtypes, kinds, private, stacks
 
 
-def all_finite(gradients):
+def all_finite(gradients: Iterable[Any]) -> Any:
     """Return a scalar bool tensor: no gradient holds an inf or a NaN.
 
     Reads every number once: a sum is finite only if all of its terms are. Numbers so
@@ -29,7 +31,7 @@ def all_finite(gradients):
     return ops.isfinite(ops.sum(ops.stack([ops.convert_to_tensor(0.0), *sums])))
 
 
-def every_finite(gradients):
+def every_finite(gradients: Iterable[Any]) -> Any:
     """Return what `all_finite` does, exactly: each number is looked at by itself.
 
     It takes several times as long, and temporaries of a quarter of the gradients' size.
@@ -46,11 +48,11 @@ def _added_up(parts):
     strategy may give it a temporary variable that two replicas create under one name.
     """
     groups = collections.defaultdict(list)
-    for place, part in enumerate(parts):
+    for index, part in enumerate(parts):
         small = stacks.has_at_most(part, 2**16)
         if small:
             part = _at_least_float32(part)
-        groups[(tuple(part.shape), part.dtype) if small else place].append(part)
+        groups[(tuple(part.shape), part.dtype) if small else index].append(part)
     return list(map(_total, groups.values()))
 
 
@@ -86,7 +88,7 @@ def _at_least_float32(tensor):
     return ops.cast(tensor, "float32") if dtypes.is_low(tensor) else tensor
 
 
-def largest(gradients):
+def largest(gradients: Iterable[Any]) -> Any:
     """Return the largest absolute value in ``gradients`` as a float32 scalar tensor.
 
     0 where there is no gradient; inf or NaN, where one holds either.
@@ -100,7 +102,7 @@ def _largest(part):
     return ops.cast(ops.maximum(highest, ops.negative(lowest)), "float32")
 
 
-def inverse(scale):
+def inverse(scale: Any) -> Any:
     """Return 1 over ``scale``, a scalar tensor or variable, as a float32 tensor.
 
     A product is several times as fast as a division, and as exact for a scale that is
@@ -109,7 +111,7 @@ def inverse(scale):
     return ops.divide(1.0, ops.cast(scale, "float32"))
 
 
-def unscale(gradient, scale):
+def unscale(gradient: Any, scale: Any) -> Any:
     """Return ``gradient`` divided by ``scale``, in the gradient's dtype.
 
     Args:
@@ -119,7 +121,9 @@ def unscale(gradient, scale):
     return gradient if scale is None else rescale(gradient, inverse(scale))
 
 
-def unscale_all(gradients, variables, scale):
+def unscale_all(
+    gradients: Sequence[Any], variables: Sequence[Any], scale: Any
+) -> list[Any]:
     """Return a list of ``gradients`` divided by ``scale``, as of `unscale`.
 
     "Gradients" that are the next values of their variables stay as they are.
@@ -130,7 +134,7 @@ def unscale_all(gradients, variables, scale):
     ]
 
 
-def rescale(gradient, scale):
+def rescale(gradient: Any, scale: Any) -> Any:
     """Return ``gradient`` times ``scale``, in the gradient's dtype; None stays None."""
     if gradient is None:
         return None

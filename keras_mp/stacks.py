@@ -3,10 +3,15 @@
 import collections
 import itertools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from keras import ops
 
 from keras_mp import dtypes, kinds, private
+
+#: Indices in a list of tensors, and their stack; or one index, and its tensor.
+Pile = tuple[Sequence[int], Any]
 
 #: So many numbers are worth an operation that is slow to start but moves less memory.
 LARGE = 2**20
@@ -20,7 +25,7 @@ STACKED = 4
 _STACK = 2**13 - 1
 
 
-def small_ones_stacked(parts):
+def small_ones_stacked(parts: Sequence[Any]) -> list[Pile]:
     """Return ``parts``, the small ones of one shape and dtype stacked a few at a time.
 
     One operation on a stack takes the place of one for each of many small tensors. A
@@ -43,7 +48,9 @@ def small_ones_stacked(parts):
     return [pair for group in groups.values() for pair in _piled(parts, group)]
 
 
-def map_stacked(function, parts):
+def map_stacked(
+    function: Callable[[list[Any]], list[Any]], parts: Sequence[Any]
+) -> list[Any]:
     """Return ``function(parts)``, computed on stacks of the small ones.
 
     Args:
@@ -60,7 +67,7 @@ def map_stacked(function, parts):
     return [mapped[index] for index in range(len(parts))]
 
 
-def without_slow_cast(part):
+def without_slow_cast(part: Any) -> Any:
     """Return what ``part`` was cast from if that is quicker to read, else ``part``.
 
     It is if it holds so many numbers in bfloat16 that reading them takes longer than
@@ -71,12 +78,12 @@ def without_slow_cast(part):
     return source if is_slow_to_cast(source) else part
 
 
-def is_slow_to_cast(part):
+def is_slow_to_cast(part: Any) -> bool:
     """Return whether ``part`` is so large that a cast of it costs more than a start."""
     return dtypes.dtype_of(part) == "bfloat16" and not has_at_most(part, LARGE - 1)
 
 
-def has_at_most(part, limit):
+def has_at_most(part: Any, limit: int) -> bool:
     """Return whether ``part`` is known to hold at most ``limit`` numbers."""
     return None not in part.shape and math.prod(part.shape) <= limit
 
