@@ -117,7 +117,11 @@ class LossScaleOptimizer(RuleSettings):
         return ops.multiply(loss, self._scaler.scale)
 
     def get_scaled_loss(self, loss: Any) -> Any:
-        """Return `scale_loss` of ``loss``: its name in tf.keras."""
+        """Return ``scale_loss(loss)``: `scale_loss` under its name in tf.keras.
+
+        Args:
+            loss: As for `scale_loss`.
+        """
         return self.scale_loss(loss)
 
     def get_unscaled_gradients(self, grads: Iterable[Any]) -> list[Any]:
@@ -211,6 +215,8 @@ class LossScaleOptimizer(RuleSettings):
         aggregate_gradients: bool = True,
     ) -> Any:
         """Call `apply` with pairs of gradients and variables, as in tf.keras.
+
+        It does not synchronise with the device.
 
         Args:
             grads_and_vars: Pairs of a gradient and its variable.
