@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import keras_mp
@@ -53,7 +54,11 @@ def keras_step(
     return fit_step(model, workload.batch(workload.rows), strategy)
 
 
-def fit_step(model, batch, strategy=None) -> Callable[[], None]:
+def fit_step(
+    model: keras.Model,
+    batch: tuple[np.ndarray, np.ndarray],
+    strategy: tf.distribute.Strategy | None = None,
+) -> Callable[[], None]:
     """Return a function that makes one of ``fit``'s steps on arrays ``x`` and ``y``."""
     dataset = tf.data.Dataset.from_tensors(batch).repeat()
     options = tf.data.Options()

@@ -12,7 +12,6 @@ from conformance.cases import (
     large,
     logits,
     normal,
-    users_own,
 )
 from conformance.layer_cases import layer
 
@@ -154,7 +153,6 @@ def _behind_flatten():
     return keras.Sequential([flatten, embedding])
 
 
-@users_own
 class EmbedsIds(keras.Model):
     """A model of a user's own, whose inputs Keras casts before the embedding's."""
 

@@ -83,24 +83,6 @@ class Case:
         return f"{self.name}: {self.variant}" if self.variant else self.name
 
 
-def users_own(cls: type) -> type:
-    """Have the code of ``cls``, written for a case, count as a user's own.
-
-    What keras_mp's modules hold counts as Keras's otherwise.
-
-    Example:
-
-    >>> @users_own
-    ... class Layer(keras.layers.Layer):
-    ...     def call(self, inputs):
-    ...         return inputs
-    >>> Layer.__module__, Layer.call.__module__
-    ('users_own', 'users_own')
-    """
-    cls.__module__ = cls.call.__module__ = "users_own"
-    return cls
-
-
 def normal(shape: tuple[int, ...], scale: float = 1.0) -> Scenario:
     """Normally distributed inputs."""
     return lambda random: Given(scale * random.standard_normal(shape))

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from conformance.cases import Case, Given, Subject, users_own
+from conformance.cases import Case, Given, Subject
 
 _LOGITS = (7.0, 10.0, 20.0)
 
@@ -160,7 +160,6 @@ def _as_operation(activation, shape):
     return keras.Model(inputs, function(_dense()(inputs)))
 
 
-@users_own
 class Own(keras.Model):
     """A model of a user's own, which may end its ``call`` with a function."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -17,7 +17,7 @@ class KerasAlone:
     name = "keras"
 
     @contextlib.contextmanager
-    def scope(self, policy: str):
+    def scope(self, policy: str) -> Iterator[None]:
         """Set ``policy`` for the layers made inside, and for the calls."""
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(policy)
@@ -44,7 +44,7 @@ class KerasMP:
     name = "keras_mp"
 
     @contextlib.contextmanager
-    def scope(self, policy: str):
+    def scope(self, policy: str) -> Iterator[None]:
         """Set ``policy`` for the layers made inside, and for the calls."""
         with policies.policy_scope(policy), flow.read_by(flow.GRAPH):
             yield
@@ -60,3 +60,6 @@ class KerasMP:
 
 #: Both, by name.
 MODES = {mode.name: mode for mode in (KerasAlone(), KerasMP())}
+
+#: One of them, as a case is given it.
+Mode = KerasAlone | KerasMP

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-from conformance.cases import UNROUNDED, Given, Subject
-from conformance.modes import MODES
+from conformance.cases import UNROUNDED, Case, Given, Subject
+from conformance.modes import MODES, Mode
 
 REFERENCE = "float32"
 
@@ -46,7 +46,7 @@ class Start:
     scale: float = 1.0
 
 
-def arguments(case, scenario, dtype):
+def arguments(case: Case, scenario: str, dtype: str) -> Given:
     """Return the arguments, rounded to the compute dtype where they are to be."""
     given = case.scenarios[scenario](np.random.default_rng(0))
     if scenario in UNROUNDED:
@@ -71,7 +71,7 @@ def _is_float_array(leaf):
     return isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f"
 
 
-def reference(case, scenario, given, dtype):
+def reference(case: Case, scenario: str, given: Given, dtype: str) -> Outcome:
     """Run the reference, and choose the start of all runs by what it gives.
 
     Weights are halved until 16 bits can hold the outputs, where inputs are large or
@@ -100,7 +100,9 @@ def reference(case, scenario, given, dtype):
     return run(case, given, MODES["keras"], REFERENCE, start, dtype)
 
 
-def at_half_the_scale(case, given, outcome, dtype):
+def at_half_the_scale(
+    case: Case, given: Given, outcome: Outcome, dtype: str
+) -> Outcome:
     """Run the reference of which ``outcome`` is again, its gradients half as large."""
     start = dataclasses.replace(outcome.start, scale=outcome.start.scale / 2)
     return run(case, given, MODES["keras"], REFERENCE, start, dtype)
@@ -130,7 +132,14 @@ def _largest(arrays):
     )
 
 
-def run(case, given, mode, policy, start, rounding=None):
+def run(
+    case: Case,
+    given: Given,
+    mode: Mode,
+    policy: str,
+    start: Start,
+    rounding: str | None = None,
+) -> Outcome:
     """Build under ``policy`` and run once, forward and backward.
 
     Args:
