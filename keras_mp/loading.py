@@ -12,6 +12,7 @@ import keras
 from keras_mp import distribute, guards, heads, policies, training
 from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.protection import protect
+from keras_mp.speed import execution
 
 
 def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
@@ -61,6 +62,7 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
         protect(model, optimizer)
     if optimizer is not None:
         distribute.prepare_steps(model, optimizer)
+        execution.run_in_graph(model)
         heads.keep_in_float32(model)
         guards.fall_back(model)
     return model

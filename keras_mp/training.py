@@ -20,6 +20,7 @@ from keras_mp import (
 from keras_mp.optimizer import LossScaleOptimizer, checked_inner
 from keras_mp.protection import protect
 from keras_mp.scaling import LossScale
+from keras_mp.speed import execution
 
 
 def compile(
@@ -93,6 +94,7 @@ def compile(
         heads.keep_in_float32(model)
     for optimizer in optimizers:
         distribute.prepare_steps(model, optimizer)
+    execution.run_in_graph(model)
     guards.fall_back(model)
 
 
@@ -218,6 +220,7 @@ def wrap_optimizer(
     with distribute.scope_of(model):
         optimizer = _wrapped(model, _checked_optimizer(optimizer, rule), rule)
     distribute.prepare_steps(model, optimizer)
+    execution.run_in_graph(model)
     return optimizer
 
 

@@ -106,6 +106,7 @@ ROOMS = {
         "private",
         "protection",
         "scaling",
+        "speed",
     },
     "lint": {"dtypes", "flow", "guards", "policies", "private", "training"},
     "loading": {
@@ -115,6 +116,7 @@ ROOMS = {
         "optimizer",
         "policies",
         "protection",
+        "speed",
         "training",
     },
     "callbacks": {"optimizer"},
@@ -178,6 +180,7 @@ TENSORFLOW = {
     "hardware",
     "memory",
     "private",
+    "speed",
 }
 
 

@@ -12,21 +12,20 @@ import warnings
 import keras
 
 from keras_mp import private
-from keras_mp.distribute import empty, execution
+from keras_mp.distribute import empty
 from keras_mp.wrapping import wrap_once
 
 
 def prepare_steps(model, optimizer):
     """Make ``fit``, ``evaluate`` and the like of ``model`` work under its strategy.
 
-    Does nothing twice, and to a model that was not created under a strategy of several
-    replicas only what `execution` does to all.
+    Does nothing twice, and nothing to a model that was not created under a strategy of
+    several replicas.
 
     Args:
         model: A Keras model.
         optimizer: The optimizer, or one of those, that its ``train_step`` uses.
     """
-    execution.run_in_graph(model)
     strategy = private.trainer.strategy_of(model)
     if strategy is None or strategy.num_replicas_in_sync == 1:
         return
