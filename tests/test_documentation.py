@@ -10,8 +10,10 @@ import re
 import subprocess
 import sys
 
+import keras
 import pytest
 
+import keras_mp
 from keras_mp.processes import free_addresses
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -100,6 +102,30 @@ def test_every_block_is_of_a_kind_that_is_tested():
 def test_linked_files_exist(page):
     for target in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_files_exist(page):
+    folders = "tests|benchmarks|conformance|keras_mp|notebooks"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_reference_has_every_public_name():
+    pages = "".join(page.read_text() for page in (ROOT / "docs/reference").glob("*.md"))
+    entries = set(re.findall(r"^::: keras_mp\.(.+)$", pages, re.MULTILINE))
+    # A function that shares its module's name is asked for inside the module.
+    entries |= {entry.rpartition(".")[2] for entry in entries}
+    modules = {"layers": keras_mp.layers, "scaling": keras_mp.scaling}
+    modules["callbacks"] = keras_mp.callbacks
+    names = set(keras_mp.__all__) - {"__version__", *modules}
+    for prefix, module in modules.items():
+        names |= {f"{prefix}.{name}" for name in module.__all__}
+    assert names - entries == set()
+    operations = {name for name in vars(keras_mp.ops) if not name.startswith("_")}
+    operations &= set(dir(keras.ops))
+    assert operations
+    assert {name for name in operations if f"`{name}`" not in pages} == set()
 
 
 def test_the_readme_can_be_read_in_one_sitting():

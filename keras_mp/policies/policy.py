@@ -51,7 +51,8 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
 
     Attributes:
         rules: The rules of ``float32``, as a tuple of strings and classes.
-        allow, follow: The rules of these lists, likewise.
+        allow: The rules of ``allow``, likewise.
+        follow: The rules of ``follow``, likewise.
         strict: As given.
         reason: Why ``"auto"`` chose the policy; None if it was named.
 
