@@ -80,8 +80,9 @@ class _Run:
             if not hasattr(model.train_function, _UNCOUNTED):
                 model.train_function = self._counted(model.train_function)
 
+        replaced = [(model, {"make_train_function": make_counted})]
         with (
-            private.attributes.replaced(model, make_train_function=make_counted),
+            private.attributes.attributes_for_now(replaced),
             private.trainer.epoch_ends(model, self.look),
         ):
             try:

@@ -103,13 +103,8 @@ def _switches(args, kwargs):
 def _in_float32(layer, function, args, kwargs):
     hand_on_inside(layer)
     args, kwargs = flow.widened((args, kwargs))
-    own_dtype = private.attributes.policy_as(layer, keras.DTypePolicy("float32"))
     dtype = layer.compute_dtype
-    with (
-        private.attributes.attributes_for_now(own_dtype),
-        flow.read_by(flow.ISLAND),
-        private.variables.variables_as_stored(),
-    ):
+    with private.attributes.in_float32(layer), flow.read_by(flow.ISLAND):
         outputs = function(*args, **kwargs)
     return flow.rounded(outputs, dtype)
 

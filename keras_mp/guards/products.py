@@ -33,12 +33,8 @@ def _remembering(layer, call):
             return outputs
 
         def exact():
-            dtype = private.attributes.policy_as(layer, keras.DTypePolicy("float32"))
             widened, named = flow.widened((args, kwargs))
-            with (
-                private.attributes.attributes_for_now(dtype),
-                private.variables.variables_as_stored(),
-            ):
+            with private.attributes.in_float32(layer):
                 return call(*widened, **named)
 
         return flow.remember_product(outputs, exact)

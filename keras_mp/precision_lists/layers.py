@@ -121,34 +121,43 @@ INSIDE = listed(
     {When(layers.UpSampling2D, "interpolation", _interpolates): Source.MEASURED},
 )
 
-#: Layers whose products run in low precision, on tensor cores.
-ALLOW = listed(
+#: Layers that are one product with their weights.
+PRODUCTS = listed(
     layers,
     {
         Source.TORCH: (
-            "AdditiveAttention",
-            "Attention",
             "Conv1D",
             "Conv1DTranspose",
             "Conv2D",
             "Conv2DTranspose",
             "Conv3D",
             "Conv3DTranspose",
-            "ConvLSTM1D",
-            "ConvLSTM2D",
-            "ConvLSTM3D",
             "Dense",
             "DepthwiseConv1D",
             "DepthwiseConv2D",
             "EinsumDense",
+            "SeparableConv1D",
+            "SeparableConv2D",
+        ),
+    },
+)
+
+#: Layers whose products run in low precision, on tensor cores.
+ALLOW = PRODUCTS + listed(
+    layers,
+    {
+        Source.TORCH: (
+            "AdditiveAttention",
+            "Attention",
+            "ConvLSTM1D",
+            "ConvLSTM2D",
+            "ConvLSTM3D",
             "GRU",
             "GRUCell",
             "GroupQueryAttention",
             "LSTM",
             "LSTMCell",
             "MultiHeadAttention",
-            "SeparableConv1D",
-            "SeparableConv2D",
             "SimpleRNN",
             "SimpleRNNCell",
         ),
@@ -188,26 +197,5 @@ FOLLOW = listed(
             "ZeroPadding3D",
         ),
         Source.KERAS: ("GaussianNoise",),
-    },
-)
-
-#: Layers that are one product with their weights.
-PRODUCTS = listed(
-    layers,
-    {
-        Source.TORCH: (
-            "Conv1D",
-            "Conv1DTranspose",
-            "Conv2D",
-            "Conv2DTranspose",
-            "Conv3D",
-            "Conv3DTranspose",
-            "Dense",
-            "DepthwiseConv1D",
-            "DepthwiseConv2D",
-            "EinsumDense",
-            "SeparableConv1D",
-            "SeparableConv2D",
-        ),
     },
 )

@@ -7,46 +7,44 @@ from typing import Any
 import keras
 
 from keras_mp.dtypes import LOW_PRECISION
+from keras_mp.private import variables
 
 #: An object, and the attributes that it is to have.
 Change = tuple[Any, dict[str, Any]]
 
 
 @contextlib.contextmanager
-def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
-    """Give the object ``owner`` attributes of its own; afterwards what it had."""
-    before = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
-    for name, value in attributes.items():
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for name in attributes:
-            delattr(owner, name)
-        for name, value in before.items():
-            setattr(owner, name, value)
-
-
-@contextlib.contextmanager
 def attributes_for_now(changes: Iterable[Change]) -> Iterator[None]:
-    """Give objects other attributes inside the block.
+    """Give objects other attributes inside the block, and restore them afterwards.
 
     Past their ``__setattr__``, which would track values and apply the rules of
     policies, so that afterwards everything is the very object it was.
 
     Args:
-        changes: Pairs of an object and the attributes it is to have, as a dict; the
-            object must have them already.
+        changes: Pairs of an object and the attributes it is to have, as a dict.
     """
     changes = list(changes)
-    before = [{name: vars(owner)[name] for name in new} for owner, new in changes]
+    before = [
+        {name: vars(owner)[name] for name in new if name in vars(owner)}
+        for owner, new in changes
+    ]
     try:
         for owner, new in changes:
             vars(owner).update(new)
         yield
     finally:
-        for (owner, _), old in zip(changes, before, strict=True):
+        for (owner, new), old in zip(changes, before, strict=True):
+            for name in new.keys() - old.keys():
+                del vars(owner)[name]
             vars(owner).update(old)
+
+
+@contextlib.contextmanager
+def in_float32(layer: keras.layers.Layer) -> Iterator[None]:
+    """Have ``layer`` compute in float32, with its variables as stored, in the block."""
+    policy = keras.DTypePolicy("float32")
+    with attributes_for_now(policy_as(layer, policy)), variables.variables_as_stored():
+        yield
 
 
 def policy_as(layer: keras.layers.Layer, policy: keras.DTypePolicy) -> Iterator[Change]:

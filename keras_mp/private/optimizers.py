@@ -80,11 +80,11 @@ def updating_by(optimizer, update, update_one):
         variables = [getattr(variable, "value", variable) for variable in variables]
         update(keras_update, gradients, variables, learning_rate)
 
-    with attributes.replaced(
-        optimizer,
-        _backend_update_step=update_all,
-        update_step=functools.partial(update_one, update_step),
-    ):
+    replaced = {
+        "_backend_update_step": update_all,
+        "update_step": functools.partial(update_one, update_step),
+    }
+    with attributes.attributes_for_now([(optimizer, replaced)]):
         yield
 
 
@@ -125,18 +125,20 @@ def update_only(optimizer):
                 f"it on '{optimizer.name}' itself before it is built, for all parts."
             )
     optimizer.gradient_accumulation_steps = None
-    with contextlib.ExitStack() as stack:
-        stack.callback(setattr, optimizer, "gradient_accumulation_steps", steps)
-        for part in parts:
-            final = attributes.replaced(
-                part,
-                _all_reduce_sum_gradients=lambda grads_and_vars: grads_and_vars,
-                _overwrite_model_variables_with_average_value=functools.partial(
-                    _overwrite_by_averages, part
-                ),
-            )
-            stack.enter_context(final)
-        yield
+    try:
+        with attributes.attributes_for_now(map(_final, parts)):
+            yield
+    finally:
+        optimizer.gradient_accumulation_steps = steps
+
+
+def _final(part):
+    """Return what to replace in ``part`` for gradients to be final."""
+    overwrite = functools.partial(_overwrite_by_averages, part)
+    return part, {
+        "_all_reduce_sum_gradients": lambda grads_and_vars: grads_and_vars,
+        "_overwrite_model_variables_with_average_value": overwrite,
+    }
 
 
 def _overwrite_by_averages(optimizer, variables):

@@ -145,4 +145,5 @@ def epoch_ends(model, ended):
         ended()
         return read(logs)
 
-    return attributes.replaced(model, _get_metrics_result_or_logs=end_and_read)
+    replaced = {"_get_metrics_result_or_logs": end_and_read}
+    return attributes.attributes_for_now([(model, replaced)])

@@ -8,10 +8,10 @@ import keras_mp
 from keras_mp import private
 
 
-def test_replaced_attributes_are_gone_afterwards():
+def test_attributes_that_were_not_there_are_gone_afterwards():
     owner = keras.optimizers.SGD()
     with pytest.raises(KeyError):
-        with private.attributes.replaced(owner, extra=1):
+        with private.attributes.attributes_for_now([(owner, {"extra": 1})]):
             assert owner.extra == 1
             raise KeyError
     assert not hasattr(owner, "extra")
