@@ -14,6 +14,8 @@ from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.protection import protect
 from keras_mp.speed import execution
 
+_POLICIES = {"DTypePolicy", "FloatDTypePolicy", "Policy"}
+
 
 def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
     """Load a ``.keras`` file as `keras.saving.load_model` does, ready to train on.
@@ -159,9 +161,6 @@ def _own_policy(saved):
     return {k: v for k, v in policy.items() if k != "shared_object_id"} | {
         "config": config
     }
-
-
-_POLICIES = {"DTypePolicy", "FloatDTypePolicy", "Policy"}
 
 
 def _is_float32(policy):

@@ -9,6 +9,8 @@ import keras
 from keras_mp import dtypes, guards, heads, policies, private, tables
 from keras_mp.layers import Island
 
+_ALLOWED = "a rule allows it"
+
 
 class Placement(NamedTuple):
     """Where one layer computes.
@@ -120,9 +122,6 @@ def _calls_add_loss(member):
         if "add_loss" in code.co_names:
             return True
     return False
-
-
-_ALLOWED = "a rule allows it"
 
 
 def _reason(layer, path, around, mixed):

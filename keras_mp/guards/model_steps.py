@@ -15,6 +15,21 @@ from keras_mp import flow, private
 from keras_mp.guards import own_islands
 from keras_mp.wrapping import is_wrapped, wrap_once
 
+_MESSAGES = {
+    flow.ISLAND: (
+        "A step of model '{}' mixes dtypes: {}. All layers hand float32 to the code of "
+        "its step from now on; inside they still compute in 16 bits. To avoid that, "
+        "cast what it mixes to float32."
+    ),
+    None: (
+        "A step of model '{}' fails on the float32 that keras_mp has models return to "
+        "it: {}. Models return 16 bits from now on, as with Keras alone, so that "
+        "losses and metrics which the step computes itself are rounded. To avoid that, "
+        "cast what it mixes to the dtype of the model's output, not to `compute_dtype`."
+    ),
+}
+
+
 _STEPS = ("train_step", "test_step", "predict_step")
 _READER = "_keras_mp_reader_in_steps"
 _MARK = "float32"
@@ -116,21 +131,6 @@ def _again(model, iterator):
     if not batches:
         raise StopIteration
     return lambda: iter(batches)
-
-
-_MESSAGES = {
-    flow.ISLAND: (
-        "A step of model '{}' mixes dtypes: {}. All layers hand float32 to the code of "
-        "its step from now on; inside they still compute in 16 bits. To avoid that, "
-        "cast what it mixes to float32."
-    ),
-    None: (
-        "A step of model '{}' fails on the float32 that keras_mp has models return to "
-        "it: {}. Models return 16 bits from now on, as with Keras alone, so that "
-        "losses and metrics which the step computes itself are rounded. To avoid that, "
-        "cast what it mixes to the dtype of the model's output, not to `compute_dtype`."
-    ),
-}
 
 
 def _step(model, name, step):

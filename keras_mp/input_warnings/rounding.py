@@ -8,9 +8,9 @@ import keras
 
 from keras_mp import dtypes, precision_lists, private
 
-# TensorFlow's operations by what they do to numbers: those that keep all of them; those
-# that leave some out, from their first argument (`Split` from its second); those that
-# compute others from all arguments; and those that look at none.
+# TensorFlow's operations by what they do to numbers: they keep all; keep some, of their
+# first argument (`Split` of its second); compute others from all arguments; or read no
+# number at all.
 _KEEP = {
     "ConcatV2",
     "ExpandDims",
@@ -122,10 +122,11 @@ def _reads_data(model, operation):
 
 
 def _caster(model, cast):
-    """Return the layer for which ``cast`` is made, or None if nobody reads it.
+    """Return the layer for which ``cast`` is made, or None if nothing reads the result.
 
-    A layer's inputs are cast by Keras before it is called, so in the scope of what
-    calls it; those of code that reads raw data as well, by us, in its own.
+    Keras casts the inputs of a layer before it calls the layer, so in the scope of the
+    caller. Inputs of code that also contains readers of raw data are cast by keras_mp,
+    in the scope of that layer.
     """
     around = _layers_of(model, cast)
     reader = next(_readers(model, cast.outputs[0]), None)
@@ -157,10 +158,10 @@ def _readers(model, tensor):
 
 
 def _layers_of(model, operation):
-    """Return the layers in which ``operation`` is, from the outside in.
+    """Return the layers in which ``operation`` is, the outermost first.
 
-    Keras opens a scope by the layer's name; TensorFlow adds a number to the second and
-    further scopes of a name, and the first one is that of ``build``.
+    Keras opens a scope with the layer's name. TensorFlow adds a number to the second
+    and later scopes of a name; the first scope is that of ``build``.
     """
     found = []
     for scope in operation.name.split("/")[:-1]:

@@ -8,6 +8,17 @@ import keras
 
 from keras_mp.private import layers
 
+_LOW_NAMES = re.compile(r"float16|\bhalf\b|DT_HALF|DT_BFLOAT16")
+
+_OTHERS = re.compile(
+    r"float32|float64|\bfloat\b|complex|allowed values|OpKernel|Unsupported|not inexact"
+)
+
+_LIBRARIES = [
+    os.path.dirname(str(module.__file__)) + os.sep
+    for module in (keras, sys.modules[__name__.split(".")[0]])
+]
+
 
 def message_of(error: BaseException) -> str:
     """Return what ``error`` says, without the arguments that Keras adds to it."""
@@ -19,14 +30,6 @@ def message_of(error: BaseException) -> str:
 def summary_of(error: BaseException) -> str:
     """Return the first line of what ``error`` says, without its full stop."""
     return message_of(error).splitlines()[0][:200].rstrip(".")
-
-
-_LOW_NAMES = re.compile(r"float16|\bhalf\b|DT_HALF|DT_BFLOAT16")
-
-
-_OTHERS = re.compile(
-    r"float32|float64|\bfloat\b|complex|allowed values|OpKernel|Unsupported|not inexact"
-)
 
 
 def is_dtype_error(error: BaseException) -> bool:
@@ -63,12 +66,6 @@ def without_kernel(
     own = [layer for layer in layers.walk(model) if layers.has_own_call(layer)]
     inside = [each for each in own if re.sub(r"_\d+$", "", each.name) in names]
     return inside[-1] if inside else None
-
-
-_LIBRARIES = [
-    os.path.dirname(str(module.__file__)) + os.sep
-    for module in (keras, sys.modules[__name__.split(".")[0]])
-]
 
 
 def is_library(filename: str) -> bool:

@@ -8,6 +8,9 @@ import keras
 from keras_mp.dtypes import LOW_PRECISION
 from keras_mp.private import layers
 
+#: The attribute in which a ``Sequential`` model stores the input that it makes.
+SEQUENTIAL_LAYERS = "_layers"
+
 
 def graph_of(model: keras.layers.Layer) -> keras.Model:
     """Return the Functional model that ``model`` is, or has if it is Sequential."""
@@ -57,10 +60,6 @@ def has_graph(layer: keras.layers.Layer) -> bool:
     """Return whether ``layer`` runs a graph of layers: Functional or Sequential."""
     graphs = keras.Sequential, keras.Function
     return isinstance(layer, graphs) and layers.is_code_of_keras(type(layer).call)
-
-
-#: The attribute in which a ``Sequential`` model stores the input that it makes.
-SEQUENTIAL_LAYERS = "_layers"
 
 
 def widen_made_input(layers: Sequence[keras.layers.Layer]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+_HOOK = "_keras_mp_handlers"
+
 
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Return the direct sublayers of ``layer``.
@@ -112,9 +114,6 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
 def path_of(layer: keras.layers.Layer) -> str:
     """Return the path of ``layer`` if it has been built, else its name."""
     return layer.__dict__.get("_path") or layer.name
-
-
-_HOOK = "_keras_mp_handlers"
 
 
 def layer_hook(choose: Callable, attached: Callable, assigned: Callable) -> bool:

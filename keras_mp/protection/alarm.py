@@ -4,6 +4,24 @@ from collections.abc import Callable, Iterator, Sequence
 
 from keras_mp.optimizer import LossScaleOptimizer
 
+_FORWARD = (
+    "So the forward pass overflows, which no loss scale can help. Look for inf or NaN "
+    "in the data, and for what exceeds 65,504 in float16: a constant such as -1e9, a "
+    "sum or a product of large numbers. keras_mp.lint(model) names layers to look at; "
+    "keep such a layer in float32 with keras_mp.Policy('mixed_float16', float32=[its "
+    "name]), or use 'mixed_bfloat16', whose numbers go as far as those of float32."
+)
+
+_BACKWARD = (
+    "The forward pass is finite, but its gradients overflow. If the scale is above 1, "
+    "start with a smaller one: scaling=keras_mp.scaling.DynamicLossScale("
+    "initial_scale=1.0). Otherwise look for a layer whose gradients exceed 65,504 in "
+    "float16: keras_mp.lint(model) names layers to look at; keep such a layer in "
+    "float32 with keras_mp.Policy('mixed_float16', float32=[its name]), or use "
+    "'mixed_bfloat16', whose numbers go as far as those of float32."
+)
+
+
 #: As many skipped steps in a row are more than a search for the scale takes: 15 from
 #: 2**15 to 1. Before the first step is applied, a scale that was given may be larger.
 _ALL, _IN_A_ROW = 50, 20
@@ -39,21 +57,3 @@ def _message(optimizer, skipped, stats):
         f"{stats['scale']:g}; {stats['nonfinite_losses']} steps had a loss that was "
         f"inf or NaN. {_FORWARD if forward else _BACKWARD}"
     )
-
-
-_FORWARD = (
-    "So the forward pass overflows, which no loss scale can help. Look for inf or NaN "
-    "in the data, and for what exceeds 65,504 in float16: a constant such as -1e9, a "
-    "sum or a product of large numbers. keras_mp.lint(model) names layers to look at; "
-    "keep such a layer in float32 with keras_mp.Policy('mixed_float16', float32=[its "
-    "name]), or use 'mixed_bfloat16', whose numbers go as far as those of float32."
-)
-
-_BACKWARD = (
-    "The forward pass is finite, but its gradients overflow. If the scale is above 1, "
-    "start with a smaller one: scaling=keras_mp.scaling.DynamicLossScale("
-    "initial_scale=1.0). Otherwise look for a layer whose gradients exceed 65,504 in "
-    "float16: keras_mp.lint(model) names layers to look at; keep such a layer in "
-    "float32 with keras_mp.Policy('mixed_float16', float32=[its name]), or use "
-    "'mixed_bfloat16', whose numbers go as far as those of float32."
-)
