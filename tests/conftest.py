@@ -18,7 +18,7 @@ from keras_mp import hardware  # noqa: E402
 LONG = [
     "test_support",
     "test_bounds",
-    "test_compare",
+    "test_runner",
     "test_programs",
     "test_distribute",
     "test_export",
