@@ -102,18 +102,20 @@ CONDITIONS = {rule.attribute for rule in DENY if isinstance(rule, When)}
 INSIDE = listed(
     layers,
     {
-        Source.MEASURED: (
+        Source.COMPOSED: (
             "AdaptiveAveragePooling1D",
+            "ELU",
+            "GlobalAveragePooling1D",
+            "GlobalAveragePooling2D",
+            "GlobalAveragePooling3D",
+        ),
+        Source.MEASURED: (
             "AdaptiveAveragePooling2D",
             "AdaptiveAveragePooling3D",
             "AdaptiveMaxPooling3D",
             "AveragePooling1D",
             "AveragePooling2D",
             "AveragePooling3D",
-            "ELU",
-            "GlobalAveragePooling1D",
-            "GlobalAveragePooling2D",
-            "GlobalAveragePooling3D",
             "MaxPooling3D",
         ),
     },
