@@ -21,7 +21,7 @@ LONG = [
     "test_runner",
     "test_programs",
     "test_distribute",
-    "test_export",
+    "test_api",
     "test_plan",
     "test_readme",
     "test_multi_worker",
