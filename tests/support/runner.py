@@ -105,6 +105,7 @@ class _Group:
         self._ready = collections.defaultdict(set)
         self._exits = {}
         self._workers = []
+        self._listeners = []
         job = {
             "owner": self._owner,
             "strategy": strategy,
@@ -124,16 +125,19 @@ class _Group:
                 if len(self._ready[_key(cell)]) < len(self._workers):
                     return
         finally:
-            for worker in self._workers:
+            for worker, listener in zip(self._workers, self._listeners, strict=True):
                 worker.kill()
-                worker.wait()
+                listener.join()
+                worker.close()
 
     def _start(self, environment, job):
         program = f"{__package__}.worker"
         worker = processes.Forked(program, job, environment=environment)
         arguments = (len(self._workers), worker)
         self._workers.append(worker)
-        threading.Thread(target=self._listen, args=arguments, daemon=True).start()
+        listener = threading.Thread(target=self._listen, args=arguments, daemon=True)
+        listener.start()
+        self._listeners.append(listener)
 
     def _listen(self, index, worker):
         """Queue what a worker says until it ends."""
