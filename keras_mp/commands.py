@@ -114,7 +114,7 @@ def export(arguments: argparse.Namespace) -> None:
         )
     except (ImportError, TypeError, ValueError) as error:
         raise UserError(str(error)) from None
-    show(f"wrote {done.path}: {done.format}, {done.size / 1e6:.1f} MB, float32")
+    show(f"wrote {done.path}: {done.format}, {done.size / 1e3:,.0f} kB, float32")
     if done.difference is not None:
         show(
             f"verified: predictions differ from the model's in float32 by "

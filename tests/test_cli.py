@@ -127,7 +127,7 @@ def test_export(capsys, tmp_path, model_file):
     said = capsys.readouterr().out
     assert f"wrote {out}: tflite" in said and "verified: predictions differ" in said
     assert cli.main(["export", model_file, str(out)]) == 2
-    assert "overwrite" in capsys.readouterr().err
+    assert "on the command line --overwrite" in capsys.readouterr().err
     again = ["export", model_file, str(out), "--overwrite", "--no-verify"]
     assert cli.main(again) == 0
     assert "verified" not in capsys.readouterr().out

@@ -24,7 +24,7 @@ def check(path: pathlib.Path, overwrite: bool) -> None:
     if not overwrite:
         raise ValueError(
             f"{called}: there is something at this path already. Give another path, or "
-            "pass overwrite=True to replace it."
+            "pass overwrite=True, on the command line --overwrite, to replace it."
         )
     if path.is_dir() and not (path / "saved_model.pb").is_file():
         raise ValueError(

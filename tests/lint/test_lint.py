@@ -481,7 +481,9 @@ def test_nothing_is_changed():
 
 
 def test_a_finding_is_one_line():
-    for finding in keras_mp.lint(model_of(dense(10, "softmax")), 100):
+    findings = keras_mp.lint(model_of(dense(10, "softmax")), 100)
+    assert findings
+    for finding in findings:
         line = str(finding)
         assert "\n" not in line
         for part in finding:
