@@ -14,7 +14,7 @@ def lint(model: keras.Model, batch_size: int | None = None) -> list[Finding]:
 
     - ``loss-scaling``: layers compute in float16 and the optimizer scales no loss.
     - ``double-scaling``: a loss-scale optimizer around another.
-    - ``sensitive``: a layer on `keras_mp.precision_lists` that computes in 16 bits, in
+    - ``sensitive``: a layer on `keras_mp.lists` that computes in 16 bits, in
       no island and without the guard that keras_mp would put on it. Layers that a rule
       of the policy allows are left out.
     - ``island``: a layer of the user's own that computes in float32 because its code

@@ -33,7 +33,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
             covers everything inside. Rules on a path take effect as layers are put
             together and built, at the latest in `keras_mp.compile`.
         allow: Rules for layers that stay in low precision as with Keras alone, even if
-            they are not safe in it (`keras_mp.precision_lists.DENY`); ``".*"`` for all.
+            they are not safe in it (`keras_mp.lists.DENY`); ``".*"`` for all.
         follow: Rules for layers without weights that compute in the dtype of their
             inputs.
         strict: Whether a layer of your own raises an error if dtypes in its code do not
@@ -41,7 +41,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
             constant. Otherwise its code computes in float32 from then on, with a
             warning.
 
-    Rules come before `keras_mp.precision_lists`, by which every layer under a policy of
+    Rules come before `keras_mp.lists`, by which every layer under a policy of
     keras_mp's is made safe: layers on ``DENY`` compute in float32, layers on ``FOLLOW``
     in the dtype that comes in. Of all others the parts that need it, such as the
     softmax of attention, compute in float32 inside.
