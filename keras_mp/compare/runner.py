@@ -223,7 +223,7 @@ def _heading(runs: list[Run]) -> str:
 
 
 def _line(runs: list[Run], epoch: int) -> str:
-    cells: list[Cell] = [str(epoch + 1)]
+    cells: list[Cell] = [str(epoch + 1).rjust(EPOCH)]
     for run in runs:
         value = run.epochs[epoch]["validation"].get(run.metric)
         cells += [number(run.loss(epoch), "#.5g"), number(value, "#.5g")]

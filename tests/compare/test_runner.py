@@ -1,6 +1,7 @@
 """Whole comparisons, in processes: what they print and write, and how they end."""
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import operator
@@ -208,7 +209,9 @@ def test_interrupting_ends_the_children(files, workers):
         start_new_session=True,
     )
     try:
-        any(re.match(" +1 ", line) for line in process.stdout)  # until then
+        # Until the first epoch is over; `train` prints 20 lines before it at most.
+        first_lines = itertools.islice(process.stdout, 30)
+        assert any(re.match(" +1 ", line) for line in first_lines)
         os.killpg(process.pid, signal.SIGINT)
         errors = process.communicate(timeout=TIMEOUT)[1]
         assert process.returncode == 130
