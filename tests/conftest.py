@@ -23,15 +23,18 @@ LONG = [
     "test_distribute",
     "test_api",
     "test_plan",
-    "test_readme",
+    "test_documentation",
     "test_multi_worker",
     "test_report",
 ]
 
 
 def pytest_xdist_auto_num_workers(config):
-    """The whole suite runs in two processes, files that are named run in one."""
-    return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+    """The whole suite runs in three processes, files that are named run in one.
+
+    Three, for two cores: tests of strategies wait for each other's processes.
+    """
+    return 3 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
 
 
 @pytest.hookimpl(trylast=True)
