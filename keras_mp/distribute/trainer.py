@@ -101,7 +101,7 @@ def _with_axis_in_logs(step):
 
 def _do_without_jit(model, strategy):
     """Switch ``jit_compile=True`` off where a step spans several devices."""
-    if not model.jit_compile or strategy.num_replicas_in_sync == 1:
+    if not model.jit_compile:
         return
     warnings.warn(
         f"jit_compile=True of model '{model.name}' is switched off: under "

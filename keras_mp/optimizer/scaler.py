@@ -37,18 +37,18 @@ class Scaler:
     def __init__(self, rule, optimizer):
         self.rule = rule
         first = rule.init()
-        known = ("clean_steps", "scale")  # in the order of Keras's own class
+        # Keras's names for the state that its own class has, in its order.
         names = {"clean_steps": "step_counter", "scale": "dynamic_scale"}
         created = {
-            field: _scalar(optimizer, names[field], getattr(first, field))
-            for field in known
+            field: _scalar(optimizer, name, getattr(first, field))
+            for field, name in names.items()
         }
         self._counters = optimizer.add_variable(
             (len(COUNTERS),), dtype="int", aggregation="none", name="counters"
         )
         self._nonfinite_losses = _scalar(optimizer, "nonfinite_losses", np.int32(0))
         for field, value in first._asdict().items():
-            if field not in known:
+            if field not in names:
                 created[field] = _scalar(optimizer, field, value)
         self.state = {field: created[field] for field in first._fields}
         replicas = distribute.replicas()
