@@ -66,6 +66,8 @@ ROOMS = {
         "saving",
     },
     "layers": {"casts", "dtypes", "flow", "policies", "private", "saving"},
+    "float32_model": {"dtypes", "policies", "private"},
+    "recording": {"dtypes", "float32_model", "guards", "kinds", "private"},
     "watching": {"private", "wrapping"},
     "protection": {
         "distribute",
@@ -120,7 +122,7 @@ ROOMS = {
         "training",
     },
     "callbacks": {"optimizer"},
-    "export": {"dtypes", "policies", "private"},
+    "export": {"dtypes", "float32_model", "private"},
     "memory": {
         "hardware",
         "kinds",
@@ -180,6 +182,7 @@ TENSORFLOW = {
     "hardware",
     "memory",
     "private",
+    "recording",
     "speed",
 }
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_mp.export import agreement, files, formats, precision, signature
+from keras_mp.float32_model import in_float32
 
 
 class Exported(NamedTuple):
@@ -107,7 +108,7 @@ def export(
     chosen = formats.get(format, path)
     chosen.check_installed()
     files.check(path, overwrite)
-    with precision.float32(model), files.put_at(path) as new:
+    with in_float32(model), files.put_at(path) as new:
         specs = signature.of(model, input_signature)
         function = precision.traced(model, specs)
         chosen.write(model, function, specs, new)

@@ -147,6 +147,7 @@ keep_inputs = containers.guard_with
 island_reason = own_islands.reason
 are_steps_guarded = model_steps.are_guarded
 do_steps_get_16_bits = do_steps_get_16_bits = model_steps.get_16_bits
+called_in_step = model_steps.called_in_step
 guard_steps = model_steps.guard_steps
 fall_back = model_steps.fall_back
 set_exact_heads = own.set_exact_heads

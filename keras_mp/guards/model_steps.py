@@ -4,6 +4,7 @@ Losses given to ``compile`` cast their arguments; metrics, functions and readers
 predictions do not. The products of the last layer stay in low precision.
 """
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -59,6 +60,12 @@ def are_guarded(model: keras.Model) -> bool:
 def get_16_bits(model: keras.Model) -> bool:
     """Return whether the steps of ``model`` get the dtypes that Keras would give."""
     return _reader(model) is None
+
+
+def called_in_step(model: keras.Model) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which ``model`` is called as its ``train_step`` calls it."""
+    guarded = is_wrapped(model, "train_step", _MARK)
+    return flow.read_by(_reader(model)) if guarded else contextlib.nullcontext()
 
 
 def _reader(model):

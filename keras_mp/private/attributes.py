@@ -40,6 +40,31 @@ def attributes_for_now(changes: Iterable[Change]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def attributes_restored(owners: Iterable[Any]) -> Iterator[None]:
+    """Restore all attributes of ``owners`` that the block changes.
+
+    The dicts in which keras_mp keeps what it knows of an object are restored too.
+    """
+    owners = list(owners)
+    before = [dict(vars(owner)) for owner in owners]
+    own = [
+        (value, dict(value))
+        for attributes in before
+        for name, value in attributes.items()
+        if name.startswith("_keras_mp") and isinstance(value, dict)
+    ]
+    try:
+        yield
+    finally:
+        for owner, attributes in zip(owners, before, strict=True):
+            vars(owner).clear()
+            vars(owner).update(attributes)
+        for value, items in own:
+            value.clear()
+            value.update(items)
+
+
+@contextlib.contextmanager
 def in_float32(layer: keras.layers.Layer) -> Iterator[None]:
     """Have ``layer`` compute in float32, with its variables as stored, in the block."""
     policy = keras.DTypePolicy("float32")

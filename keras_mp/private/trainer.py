@@ -78,6 +78,35 @@ def _compiled_metrics(compiled):
     return [each for each in given if isinstance(each, keras.metrics.Metric)]
 
 
+def loss_of(model, x, y, y_pred, sample_weight):
+    """Return the loss of a training step of ``model``, whatever its class defines.
+
+    Public ``compute_loss`` may or may not take ``training``; Keras's steps call this.
+    """
+    return model._compute_loss(
+        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+    )
+
+
+def compiled_losses(model, y, y_pred):
+    """Return the losses that ``model`` was compiled with, as pairs (name, loss).
+
+    They are made from the first batch, as a step would. Public ``loss`` is what was
+    given: names and functions, in any structure.
+    """
+    compiled = getattr(model, "_compile_loss", None)
+    if compiled is None or y is None:
+        return []
+    if not compiled.built:
+        compiled.build(y, y_pred)
+    return [(each.name or each.loss.name, each.loss) for each in compiled._flat_losses]
+
+
+def takes_training(model):
+    """Return whether the ``call`` of ``model`` takes the argument ``training``."""
+    return model._call_has_training_arg
+
+
 def strategy_of(model):
     """Return the ``tf.distribute`` strategy ``model`` was created under, or None.
 

@@ -1,0 +1,283 @@
+"""What the numbers of one training batch do in every layer, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from keras_mp import dtypes, private
+from keras_mp.float32_model import in_float32
+from keras_mp.recording.formats import Format, coarsest
+from keras_mp.recording.measures import (
+    Error,
+    Measures,
+    compared,
+    measured,
+    read,
+    read_error,
+)
+from keras_mp.recording.step import Batch, Gradients, Pass, unchanged
+
+
+class Tensor(NamedTuple):
+    """A tensor of a record, of which the numbers themselves are gone.
+
+    Attributes:
+        dtype: Its dtype.
+        shape: Its shape.
+        measures: Its `Measures`.
+        error: Its `Error` against float32, in units in the last place of the model's
+            dtype of low precision; None where it was not computed.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    measures: Measures
+    error: Error | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether no number is infinite or NaN."""
+        return self.measures.finite
+
+
+class LayerCall(NamedTuple):
+    """What one call of a layer read and returned.
+
+    Attributes:
+        path: Names of the containers and of the layer, joined by ``/``.
+        kind: The name of its class.
+        dtype: The dtype it computes in; empty for an operation that is no layer.
+        outer: The index of the call around it; None for the model's own.
+        inputs: A tuple of `Tensor`.
+        outputs: As ``inputs``.
+        input_gradients: The gradient of the scaled loss for each input; None where the
+            loss does not depend on it.
+        output_gradients: As ``input_gradients``.
+    """
+
+    path: str
+    kind: str
+    dtype: str
+    outer: int | None
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    input_gradients: tuple[Tensor | None, ...]
+    output_gradients: tuple[Tensor | None, ...]
+
+
+class Weight(NamedTuple):
+    """A variable of a layer.
+
+    Attributes:
+        layer: The path of the layer.
+        name: The name of the variable.
+        path: Keras's path of the variable.
+        value: Its numbers.
+        gradient: The gradient of the scaled loss; None where it has none.
+    """
+
+    layer: str
+    name: str
+    path: str
+    value: Tensor
+    gradient: Tensor | None
+
+
+class Record(NamedTuple):
+    """What the numbers of one training batch do in every layer.
+
+    Attributes:
+        calls: The list of `LayerCall`, in the order in which they began.
+        weights: The list of `Weight` of all layers.
+        loss: The loss, not scaled.
+        losses: A dict of the name of each loss, or of the layer that added one, to its
+            `Measures`.
+        scale: What the loss was multiplied by.
+    """
+
+    calls: list[LayerCall]
+    weights: list[Weight]
+    loss: float
+    losses: dict[str, Measures]
+    scale: float
+
+
+class Recorder:
+    """Runs one batch of a model forward and backward, and records it.
+
+    Layer by layer and not in a graph, so that loops, branches and layers inside layers
+    are seen. Nothing in the model changes.
+
+    Args:
+        model: A Keras model with a ``call`` and a loss.
+        batch: The `Batch`.
+        loss: As for `Pass`.
+    """
+
+    def __init__(
+        self, model: keras.Model, batch: Batch, loss: Callable | None = None
+    ) -> None:
+        self._model = model
+        self._batch = batch
+        self._loss = loss
+        self._draws = private.draws.Draws()
+        self._run = self._exact = None
+
+    def run(self) -> Pass:
+        """Return the forward pass in the present precision; it is made once."""
+        if self._run is None:
+            with _eagerly(), unchanged(self._model), self._draws.noted():
+                self._run = Pass(self._model, self._batch, self._loss)
+        return self._run
+
+    def exact(self) -> Pass:
+        """Return the forward pass in float32, with the same random numbers."""
+        self.run()
+        if self._exact is None:
+            with (
+                _eagerly(),
+                unchanged(self._model),
+                in_float32(self._model),
+                self._draws.repeated(),
+            ):
+                self._exact = Pass(self._model, self._batch, self._loss)
+        return self._exact
+
+    def record(self, scale: float, *, against_float32: bool = False) -> Record:
+        """Return the `Record` at a loss scale. Synchronises with the device.
+
+        Args:
+            scale: The loss scale.
+            against_float32: Whether the tensors get their `Error`.
+        """
+        run = self.run()
+        exact = self.exact() if against_float32 else None
+        return _record(self._model, run, run.gradients(scale), scale, exact)
+
+    def record_in_float32(self, scale: float) -> Record:
+        """Return the `Record` of the batch in float32. Synchronises."""
+        exact = self.exact()
+        return _record(self._model, exact, exact.gradients(scale), scale, None)
+
+
+def _eagerly():
+    """Return a context in which code under ``tf.function`` is run, not traced."""
+    return _EagerFunctions()
+
+
+class _EagerFunctions:
+    def __enter__(self) -> None:
+        self._before = tf.config.functions_run_eagerly()
+        tf.config.run_functions_eagerly(True)
+
+    def __exit__(self, *error: Any) -> None:
+        tf.config.run_functions_eagerly(self._before)
+
+
+def _record(
+    model: keras.Model,
+    run: Pass,
+    gradients: Gradients,
+    scale: float,
+    exact: Pass | None,
+) -> Record:
+    form = coarsest(call.dtype for call in run.calls)
+    other = _Exact(run, exact, scale)
+    calls = [
+        LayerCall(
+            call.path,
+            call.kind,
+            call.dtype,
+            call.outer,
+            _tensors(call.inputs, other.inputs(index), form),
+            _tensors(call.outputs, other.outputs(index), form),
+            _tensors(gradients.inputs[index], other.input_gradients(index), form),
+            _tensors(gradients.outputs[index], other.output_gradients(index), form),
+        )
+        for index, call in enumerate(run.calls)
+    ]
+    losses = {name: read(measured(value)) for name, value in run.losses.items()}
+    weights = _weights(model, gradients, other.weight_gradients(), form)
+    return Record(calls, weights, float(run.loss), losses, scale)
+
+
+class _Exact:
+    """The tensors in float32 beside those of a run, or none if both runs differ."""
+
+    def __init__(self, run: Pass, exact: Pass | None, scale: float) -> None:
+        self._exact = exact
+        if exact is None:
+            return
+        self._gradients = exact.gradients(scale)
+        # Code of the user's own may call other layers in float32.
+        self._same = [call.path for call in run.calls] == [
+            call.path for call in exact.calls
+        ]
+
+    def _of_call(self, tensors: Callable[[], Any]) -> Any:
+        return tensors() if self._exact is not None and self._same else None
+
+    def inputs(self, index: int) -> Any:
+        return self._of_call(lambda: self._exact.calls[index].inputs)
+
+    def outputs(self, index: int) -> Any:
+        return self._of_call(lambda: self._exact.calls[index].outputs)
+
+    def input_gradients(self, index: int) -> Any:
+        return self._of_call(lambda: self._gradients.inputs[index])
+
+    def output_gradients(self, index: int) -> Any:
+        return self._of_call(lambda: self._gradients.outputs[index])
+
+    def weight_gradients(self) -> Any:
+        return None if self._exact is None else self._gradients.weights
+
+
+def _tensors(
+    tensors: Iterable[Any], exact: Iterable[Any] | None, form: Format
+) -> tuple[Any, ...]:
+    tensors = list(tensors)
+    others = [None] * len(tensors) if exact is None else list(exact)
+    if len(others) != len(tensors):
+        others = [None] * len(tensors)
+    pairs = zip(tensors, others, strict=True)
+    return tuple(_tensor(tensor, form, other) for tensor, other in pairs)
+
+
+def _tensor(tensor: Any, form: Format, exact: Any = None) -> Tensor | None:
+    if tensor is None:
+        return None
+    error = None
+    if exact is not None and exact.shape == tensor.shape:
+        error = read_error(compared(tensor, exact), form)
+    return Tensor(
+        dtypes.dtype_of(tensor), tuple(tensor.shape), read(measured(tensor)), error
+    )
+
+
+def _weights(
+    model: keras.Model, gradients: Gradients, exact: Any, form: Format
+) -> list[Weight]:
+    variables = model.trainable_variables
+    exact = exact or [None] * len(variables)
+    found = {
+        id(variable): _tensor(gradient, form, other)
+        for variable, gradient, other in zip(
+            variables, gradients.weights, exact, strict=True
+        )
+    }
+    seen: dict[int, Weight] = {}
+    for layer, path in private.layers.with_paths(model):
+        for variable in private.layers.own_variables(layer):
+            if not keras.backend.is_float_dtype(variable.dtype):
+                continue
+            value = _tensor(tf.convert_to_tensor(variable.value), form)
+            weight = Weight(
+                path, variable.name, variable.path, value, found.get(id(variable))
+            )
+            seen.setdefault(id(variable), weight)
+    return list(seen.values())
