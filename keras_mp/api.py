@@ -2,6 +2,7 @@
 
 from keras_mp import callbacks, hardware, layers, lists, ops, scaling  # noqa: F401
 from keras_mp.conversion import convert
+from keras_mp.diagnosis import Culprit, Diagnosis, LayerNumbers, diagnose
 from keras_mp.export import export
 from keras_mp.lint import Finding, lint
 from keras_mp.loading import load_model
@@ -14,7 +15,10 @@ from keras_mp.training import compile, wrap_optimizer
 from keras_mp.version import __version__
 
 __all__ = [
+    "Culprit",
+    "Diagnosis",
     "Finding",
+    "LayerNumbers",
     "LossScaleOptimizer",
     "MemoryReport",
     "Placement",
@@ -24,6 +28,7 @@ __all__ = [
     "callbacks",
     "compile",
     "convert",
+    "diagnose",
     "export",
     "float32",
     "hardware",

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_mp import dtypes, policies, private
+from keras_mp import dtypes, guards, policies, private
 
 
 @contextlib.contextmanager
@@ -54,6 +54,7 @@ def _changes(
     for layer in layers:
         # A trace adds its tensors to the layer's losses.
         yield from private.attributes.losses_apart(layer)
+        yield from guards.as_in_float32(layer)
         if isinstance(layer, keras.layers.InputLayer):
             yield from private.attributes.input_in(layer, "float32")
         elif hasattr(layer, "outer_policy"):

@@ -66,7 +66,7 @@ ROOMS = {
         "saving",
     },
     "layers": {"casts", "dtypes", "flow", "policies", "private", "saving"},
-    "float32_model": {"dtypes", "policies", "private"},
+    "float32_model": {"dtypes", "guards", "policies", "private"},
     "recording": {"dtypes", "float32_model", "guards", "kinds", "private"},
     "watching": {"private", "wrapping"},
     "protection": {
@@ -110,6 +110,16 @@ ROOMS = {
         "scaling",
         "speed",
     },
+    "diagnosis": {
+        "conversion",
+        "kinds",
+        "numerics",
+        "optimizer",
+        "policies",
+        "private",
+        "recording",
+        "tables",
+    },
     "lint": {"dtypes", "flow", "guards", "policies", "private", "training"},
     "loading": {
         "distribute",
@@ -135,6 +145,7 @@ ROOMS = {
     "api": {
         "callbacks",
         "conversion",
+        "diagnosis",
         "export",
         "hardware",
         "layers",

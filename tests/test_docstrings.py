@@ -52,6 +52,7 @@ def example_names():
     return {
         "keras": keras,
         "keras_mp": keras_mp,
+        "np": np,
         "model": model,
         "x": x,
         "y": y,

@@ -141,6 +141,7 @@ def covers_sublayers(layer: keras.layers.Layer) -> bool:
 
 guard_follower = kept.guard_follower
 keep = kept.keep
+as_in_float32 = kept.as_in_float32
 dtype_around = kept.dtype_around
 takes_raw_data = kept.takes_raw_data
 keep_inputs = containers.guard_with

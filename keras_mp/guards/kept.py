@@ -4,6 +4,7 @@ Their outputs are in float32 only for readers that accept it (`keras_mp.flow`).
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -31,6 +32,12 @@ def keep(layer: keras.layers.Layer, dtype: str | None, wanted: bool = False) -> 
         and hasattr(layer, "autocast")
     ):
         layer.autocast = dtype is None
+
+
+def as_in_float32(layer: keras.layers.Layer) -> Iterator[private.attributes.Change]:
+    """Yield what to change for a kept ``layer`` to hand on float32 to any reader."""
+    if _AROUND in vars(layer):
+        yield layer, {_AROUND: (None, False)}
 
 
 def takes_raw_data(layer: keras.layers.Layer) -> bool:

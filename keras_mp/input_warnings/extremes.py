@@ -71,7 +71,7 @@ class Extremes:
 
     def _note(self, x):
         inputs = {}
-        for name, tensor in _named(self._model, x):
+        for name, tensor in private.graphs.named_inputs(self._model, x):
             for numbers, layer, dtype in roundings(self._model, tensor):
                 names = inputs.setdefault(id(numbers), (numbers, layer, dtype, []))[-1]
                 names.append(name)
@@ -125,26 +125,3 @@ def _lost(dtype, largest, part):
             "Give ids to a keras.layers.Embedding, scale what is no id"
         )
     return None
-
-
-def _named(model, x):
-    """Yield the name of an input, and its numbers, for each dense tensor in ``x``."""
-    if isinstance(x, dict):
-        paths = keras.tree.flatten_with_path(x)
-        pairs = [("/".join(map(str, path)), leaf) for path, leaf in paths]
-    else:
-        built = model.built and getattr(model, "inputs", None)
-        names = [tensor.name for tensor in built or ()]
-        leaves = keras.tree.flatten(x)
-        if len(names) != len(leaves):
-            names = map(str, range(len(leaves)))
-        pairs = zip(names, leaves, strict=True)
-    yield from ((name, leaf) for name, leaf in pairs if _is_dense_number(leaf))
-
-
-def _is_dense_number(leaf):
-    # Sparse and ragged tensors have no `__array__`.
-    if not hasattr(leaf, "__array__"):
-        return False
-    dtype = keras.backend.standardize_dtype(leaf.dtype)
-    return "int" in dtype or "float" in dtype

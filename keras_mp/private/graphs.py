@@ -1,6 +1,6 @@
 """The graph of a Functional or Sequential model: its tensors and operations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -56,6 +56,16 @@ def readers_of_operation(operation: keras.Operation) -> list[keras.Operation]:
     return [node.operation for node in operation._outbound_nodes]
 
 
+def sources_of_operation(operation: keras.Operation) -> list[keras.Operation]:
+    """Return the layers that compute what ``operation`` reads, in the same graph."""
+    found = []
+    for node in operation._inbound_nodes:
+        for source in (parent.operation for parent in node.parent_nodes):
+            is_layer = isinstance(source, keras.layers.Layer)
+            found += [source] if is_layer else sources_of_operation(source)
+    return found
+
+
 def has_graph(layer: keras.layers.Layer) -> bool:
     """Return whether ``layer`` runs a graph of layers: Functional or Sequential."""
     graphs = keras.Sequential, keras.Function
@@ -71,3 +81,26 @@ def widen_made_input(layers: Sequence[keras.layers.Layer]) -> None:
     for first in layers[:1]:
         if isinstance(first, keras.layers.InputLayer) and first.dtype in LOW_PRECISION:
             first._dtype = first.output._dtype = "float32"
+
+
+def named_inputs(model: keras.Model, x: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the name of an input, and its numbers, for each dense tensor in ``x``."""
+    if isinstance(x, dict):
+        paths = keras.tree.flatten_with_path(x)
+        pairs = [("/".join(map(str, path)), leaf) for path, leaf in paths]
+    else:
+        built = model.built and getattr(model, "inputs", None)
+        names = [tensor.name for tensor in built or ()]
+        leaves = keras.tree.flatten(x)
+        if len(names) != len(leaves):
+            names = map(str, range(len(leaves)))
+        pairs = zip(names, leaves, strict=True)
+    yield from ((name, leaf) for name, leaf in pairs if _is_dense_number(leaf))
+
+
+def _is_dense_number(leaf):
+    # Sparse and ragged tensors have no `__array__`.
+    if not hasattr(leaf, "__array__"):
+        return False
+    dtype = keras.backend.standardize_dtype(leaf.dtype)
+    return "int" in dtype or "float" in dtype

@@ -92,14 +92,18 @@ def compiled_losses(model, y, y_pred):
     """Return the losses that ``model`` was compiled with, as pairs (name, loss).
 
     They are made from the first batch, as a step would. Public ``loss`` is what was
-    given: names and functions, in any structure.
+    given: names and functions, in any structure. The name of one of several is that of
+    its output.
     """
     compiled = getattr(model, "_compile_loss", None)
     if compiled is None or y is None:
         return []
     if not compiled.built:
         compiled.build(y, y_pred)
-    return [(each.name or each.loss.name, each.loss) for each in compiled._flat_losses]
+    losses = compiled._flat_losses
+    if len(losses) == 1:
+        return [(losses[0].loss.name, losses[0].loss)]
+    return [(each.name, each.loss) for each in losses]
 
 
 def takes_training(model):

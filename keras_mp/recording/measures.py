@@ -85,10 +85,12 @@ def merged(several: Iterable[Measures]) -> Measures:
     for each in several:
         for exponent, count in each.exponents.items():
             exponents[exponent] = exponents.get(exponent, 0) + count
-    counts = [sum(each[column] for each in several) for column in range(4)]
     smallest = [each.smallest for each in several if each.smallest == each.smallest]
     return Measures(
-        *counts,
+        sum(each.size for each in several),
+        sum(each.zeros for each in several),
+        sum(each.nans for each in several),
+        sum(each.infs for each in several),
         min(smallest, default=math.nan),
         max((each.largest for each in several), default=0.0),
         dict(sorted(exponents.items())),
@@ -108,16 +110,26 @@ def measured(tensor: Any, numbers: int | None = None) -> tuple[Any, Any]:
         An int32 vector with the count of each bin, and the float32 vector (smallest
         magnitude above 0, largest finite magnitude, whether all numbers are finite).
     """
-    values = tf.abs(_flat(tensor, tf.float32))
+    values = _flat(tensor, tf.float32)
+    return _measured(values, 0 if numbers is None else numbers)
+
+
+@tf.function(
+    input_signature=[tf.TensorSpec([None], tf.float32), tf.TensorSpec([], tf.int32)],
+    autograph=False,
+)
+def _measured(values: Any, numbers: Any) -> tuple[Any, Any]:
+    # One function for all: without a graph, its operations would be called one by one.
+    values = tf.abs(values)
     finite = tf.math.is_finite(values)
     some = tf.constant([0.0])  # for a tensor without numbers
     largest = tf.reduce_max(tf.concat([tf.where(finite, values, 0.0), some], 0))
     positive = tf.where(values > 0, values, math.inf)  # NaN is not above 0
     smallest = tf.reduce_min(tf.concat([positive, some + math.inf], 0))
-    if numbers is not None:
-        values = values[:: tf.maximum(1, tf.size(values) // numbers)]
     all_finite = tf.cast(tf.reduce_all(finite), tf.float32)
-    return _histogram(values), tf.stack([smallest, largest, all_finite])
+    step = tf.where(numbers > 0, tf.size(values) // tf.maximum(numbers, 1), 1)
+    histogram = _histogram(values[:: tf.maximum(step, 1)])
+    return histogram, tf.stack([smallest, largest, all_finite])
 
 
 def _flat(tensor: Any, dtype: Any) -> Any:

@@ -186,55 +186,29 @@ def _record(
     exact: Pass | None,
 ) -> Record:
     form = coarsest(call.dtype for call in run.calls)
-    other = _Exact(run, exact, scale)
-    calls = [
-        LayerCall(
-            call.path,
-            call.kind,
-            call.dtype,
-            call.outer,
-            _tensors(call.inputs, other.inputs(index), form),
-            _tensors(call.outputs, other.outputs(index), form),
-            _tensors(gradients.inputs[index], other.input_gradients(index), form),
-            _tensors(gradients.outputs[index], other.output_gradients(index), form),
-        )
-        for index, call in enumerate(run.calls)
-    ]
+    others: list[Any] = [[None] * 4] * len(run.calls)
+    exact_weights = None
+    if exact is not None:
+        exact_gradients = exact.gradients(scale)
+        exact_weights = exact_gradients.weights
+        # Code of the user's own may call other layers in float32.
+        if [call.path for call in run.calls] == [call.path for call in exact.calls]:
+            others = _by_call(exact, exact_gradients)
+    calls = []
+    for call, own, other in zip(
+        run.calls, _by_call(run, gradients), others, strict=True
+    ):
+        tensors = [_tensors(*each, form) for each in zip(own, other, strict=True)]
+        calls.append(LayerCall(call.path, call.kind, call.dtype, call.outer, *tensors))
     losses = {name: read(measured(value)) for name, value in run.losses.items()}
-    weights = _weights(model, gradients, other.weight_gradients(), form)
+    weights = _weights(model, gradients, exact_weights, form)
     return Record(calls, weights, float(run.loss), losses, scale)
 
 
-class _Exact:
-    """The tensors in float32 beside those of a run, or none if both runs differ."""
-
-    def __init__(self, run: Pass, exact: Pass | None, scale: float) -> None:
-        self._exact = exact
-        if exact is None:
-            return
-        self._gradients = exact.gradients(scale)
-        # Code of the user's own may call other layers in float32.
-        self._same = [call.path for call in run.calls] == [
-            call.path for call in exact.calls
-        ]
-
-    def _of_call(self, tensors: Callable[[], Any]) -> Any:
-        return tensors() if self._exact is not None and self._same else None
-
-    def inputs(self, index: int) -> Any:
-        return self._of_call(lambda: self._exact.calls[index].inputs)
-
-    def outputs(self, index: int) -> Any:
-        return self._of_call(lambda: self._exact.calls[index].outputs)
-
-    def input_gradients(self, index: int) -> Any:
-        return self._of_call(lambda: self._gradients.inputs[index])
-
-    def output_gradients(self, index: int) -> Any:
-        return self._of_call(lambda: self._gradients.outputs[index])
-
-    def weight_gradients(self) -> Any:
-        return None if self._exact is None else self._gradients.weights
+def _by_call(run: Pass, gradients: Gradients) -> list[Any]:
+    """Return for each call its inputs, its outputs and the gradients of both."""
+    of_calls = zip(run.calls, gradients.inputs, gradients.outputs, strict=True)
+    return [(call.inputs, call.outputs, *both) for call, *both in of_calls]
 
 
 def _tensors(
@@ -275,7 +249,7 @@ def _weights(
         for variable in private.layers.own_variables(layer):
             if not keras.backend.is_float_dtype(variable.dtype):
                 continue
-            value = _tensor(tf.convert_to_tensor(variable.value), form)
+            value: Any = _tensor(tf.convert_to_tensor(variable.value), form)
             weight = Weight(
                 path, variable.name, variable.path, value, found.get(id(variable))
             )

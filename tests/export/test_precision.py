@@ -129,3 +129,21 @@ def test_a_product_in_low_precision_is_refused_beside_constants(tmp_path):
     model = keras.Sequential([keras.Input((4,)), Stubborn()])
     with pytest.raises(ValueError, match="operations that are in float16"):
         keras_mp.export(model, tmp_path / "model")
+
+
+def test_a_layer_kept_by_a_rule_hands_float32_to_code_of_the_users_own(tmp_path):
+    class Sum(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first = keras.layers.Dense(4, name="first")
+            self.second = keras.layers.Dense(4, name="second")
+
+        def call(self, x):
+            x = self.first(x)
+            return x + self.second(x)
+
+    with keras_mp.policy_scope(keras_mp.Policy("mixed_float16", float32=["second"])):
+        model = Sum()
+    model(np.ones((2, 4)))
+    assert keras_mp.export(model, tmp_path / "model").difference == 0.0
+    assert model.second(np.ones((2, 4))).dtype == "float32"

@@ -1,0 +1,7 @@
+"""Which layer broke it: culprits, ranges and the fewest rules, from one batch."""
+
+from keras_mp.diagnosis.api import diagnose
+from keras_mp.diagnosis.culprit import Culprit
+from keras_mp.diagnosis.report import Diagnosis, LayerNumbers
+
+__all__ = ["Culprit", "Diagnosis", "LayerNumbers", "diagnose"]

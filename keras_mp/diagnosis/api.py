@@ -1,0 +1,200 @@
+"""`diagnose`: which layer of a model went wrong on a batch, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_mp import policies
+from keras_mp.diagnosis import culprits, scales, search
+from keras_mp.diagnosis.culprit import Culprit
+from keras_mp.diagnosis.report import Diagnosis, layers_of, underflow
+from keras_mp.optimizer import LossScaleOptimizer
+from keras_mp.policies import Policy
+from keras_mp.recording import Batch, Recorder
+
+
+def diagnose(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    scale: float | None = None,
+    loss: Callable | None = None,
+) -> Diagnosis:
+    """Say which layer of ``model`` went wrong on a batch, where, and what to do.
+
+    The batch is run forward and backward as ``fit`` would, layer by layer and not in a
+    graph, in the present precision and in float32, with the same random numbers. A
+    layer is a culprit if what it read is right and what it returned is not, forward or
+    backward; what only follows from it is none. Nothing in the model changes: no
+    weight, no statistic, no seed, no metric.
+
+    Args:
+        model: A built Keras model with a ``call``: Sequential, Functional, nested or
+            subclassed; compiled, unless ``loss`` is given.
+        x: One batch of inputs, as for ``model.train_on_batch``.
+        y: Its targets.
+        sample_weight: Its weights.
+        scale: The loss scale, a number above 0. Defaults to the present scale of the
+            model's optimizer, or 1 if it has none.
+        loss: ``loss(y, y_pred)``, a function or a `keras.losses.Loss`, instead of what
+            the model was compiled with: for a model that computes its loss in a
+            ``train_step`` of its own.
+
+    Returns:
+        A `Diagnosis`.
+
+    Raises:
+        TypeError: ``model`` is not a Keras model.
+        ValueError: ``model`` has no ``call`` or no loss, or ``scale`` is not finite and
+            above 0.
+
+    Synchronises with the device. It takes as long as some ten steps without a graph,
+    and longer where rules are tried.
+
+    Example:
+
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(1)]
+    ... )
+    >>> keras_mp.compile(model, "sgd", "mse", policy="mixed_float16")
+    >>> model.layers[0].set_weights([np.full((4, 8), 2e4), np.zeros(8)])
+    >>> diagnosis = keras_mp.diagnose(model, x, y)
+    >>> culprit = diagnosis.culprits[0]
+    >>> culprit.phase, culprit.kind, culprit.evidence
+    ('forward', 'overflow', '64 of 64 numbers are inf in float16; it read at most 1')
+    """
+    _check(model, scale, loss)
+    batch = Batch(*map(_tensors, (x, y, sample_weight)))
+    if scale is None:
+        scale = present_scale(model)
+    recorder = _recorder(model, batch, loss)
+    low = policies.is_low_anywhere(model)
+    record = recorder.record(scale, against_float32=low)
+    exact = recorder.record_in_float32(1.0) if low else None
+    safe = scales.largest_safe_scale(recorder.run(), exact or record)
+    found = culprits.find(culprits.Case(model, batch, record, exact, safe))
+    policy, verdict = _remedy(model, batch, loss, found, safe, scale)
+    return Diagnosis(
+        tuple(found),
+        layers_of(record),
+        scale,
+        safe,
+        underflow(record, exact) if exact else 0.0,
+        policy,
+        verdict,
+        record.loss,
+    )
+
+
+def present_scale(model: keras.Model) -> float:
+    """Return the loss scale of the optimizer of ``model``; 1 if it has none."""
+    optimizer = getattr(model, "optimizer", None)
+    if isinstance(optimizer, LossScaleOptimizer):
+        return float(optimizer.stats()["scale"])
+    return 1.0
+
+
+def _check(model: Any, scale: Any, loss: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"keras_mp.diagnose(model, ...) needs a Keras model. Got {model!r} of type "
+            f"{type(model).__name__}."
+        )
+    if type(model).call is keras.Model.call:
+        raise ValueError(
+            f"keras_mp.diagnose(model, ...) needs a model with a `call`. Class "
+            f"{type(model).__name__} has none. Diagnose the models inside it one by "
+            "one, with what its `train_step` computes from each: "
+            "keras_mp.diagnose(model.generator, x, y, loss=...)."
+        )
+    if loss is None and not getattr(model, "compiled", False):
+        raise ValueError(
+            f"keras_mp.diagnose(model, ...) needs a loss, and model '{model.name}' is "
+            "not compiled. Call keras_mp.compile(model, ...) first, or pass "
+            "loss=keras.losses.MeanSquaredError() or any function of y and y_pred."
+        )
+    if scale is not None and not 0 < scale < float("inf"):
+        raise ValueError(
+            f"keras_mp.diagnose(scale={scale!r}) needs a finite loss scale above 0, "
+            "such as 2.0**15."
+        )
+
+
+def _tensors(structure: Any) -> Any:
+    """Return arrays as tensors, floats in float32, as ``fit`` does."""
+
+    def tensor(leaf: Any) -> Any:
+        if not hasattr(leaf, "__array__") or keras.ops.is_tensor(leaf):
+            return leaf
+        dtype = keras.backend.standardize_dtype(leaf.dtype)
+        wide = keras.backend.is_float_dtype(dtype) and dtype == "float64"
+        return keras.ops.convert_to_tensor(leaf, "float32" if wide else None)
+
+    return keras.tree.map_structure(tensor, structure)
+
+
+def _recorder(model: keras.Model, batch: Batch, loss: Callable | None) -> Recorder:
+    """Return a `Recorder` that has run the batch forward."""
+    recorder = Recorder(model, batch, loss)
+    try:
+        recorder.run()
+    except ValueError as error:
+        if "No loss to compute" not in str(error):
+            raise
+        raise ValueError(
+            f"keras_mp.diagnose(model, ...) needs a loss. Model '{model.name}' was "
+            "compiled without one and adds none. Pass loss=, a function of y and "
+            "y_pred that returns what its `train_step` computes."
+        ) from error
+    return recorder
+
+
+def _remedy(
+    model: keras.Model,
+    batch: Batch,
+    loss: Callable | None,
+    found: list[Culprit],
+    safe: float | None,
+    scale: float,
+) -> tuple[Policy | None, str]:
+    """Return the policy under which the batch is clean, and the verdict."""
+    if not found:
+        return (
+            None,
+            "Clean: no number overflows or vanishes, and gradients keep their sign.",
+        )
+    first = found[0]
+    if first.phase in ("input", "weights", "loss"):
+        return None, f"No rule helps: {_REASONS[first.phase]}."
+
+    def judge() -> list[Culprit]:
+        recorder = Recorder(model, batch, loss)
+        exact = recorder.record_in_float32(1.0)
+        room = scales.largest_safe_scale(recorder.run(), exact)
+        fitting = scale if room is None else min(scale, room)
+        record = recorder.record(fitting, against_float32=True)
+        return culprits.find(culprits.Case(model, batch, record, exact, room))
+
+    at_safe = judge()
+    if not at_safe:
+        policy = search.policy_with(model, ())
+        return policy, f"No rule is needed at a loss scale of {safe:g} or less."
+    policy = search.fewest_rules(model, at_safe, judge)
+    if policy is None:
+        return (
+            None,
+            "No rule helps: the learning rate or the weights have gone too far.",
+        )
+    return policy, f"Clean with {policy!r}."
+
+
+_REASONS = {
+    "input": "the data is not finite",
+    "weights": "weights are not finite already",
+    "loss": "the loss overflows in float32",
+}
