@@ -92,11 +92,15 @@ class _Run:
                 model.train_function = getattr(step, _UNCOUNTED, step)
 
     def _counted(self, function):
-        """Return ``function``, which runs some steps, with a look where it is due."""
+        """Return ``function``, which runs some steps, with a look where it is due.
 
-        def counted(*args):
-            logs = function(*args)
-            self._steps += self._model.steps_per_execution
+        It gets an iterator, or a list with the batches of steps.
+        """
+
+        def counted(batches):
+            logs = function(batches)
+            several = self._model.steps_per_execution
+            self._steps += len(batches) if isinstance(batches, list) else several
             if self._steps >= self._due:
                 self._due = max(_EARLY, 2 * self._due)
                 self.look()

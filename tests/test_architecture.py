@@ -67,7 +67,14 @@ ROOMS = {
     },
     "layers": {"casts", "dtypes", "flow", "policies", "private", "saving"},
     "float32_model": {"dtypes", "guards", "policies", "private"},
-    "recording": {"dtypes", "float32_model", "guards", "kinds", "private"},
+    "recording": {
+        "dtypes",
+        "float32_model",
+        "guards",
+        "kinds",
+        "private",
+        "wrapping",
+    },
     "watching": {"private", "wrapping"},
     "protection": {
         "distribute",

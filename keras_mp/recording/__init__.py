@@ -5,6 +5,7 @@ and backward, `Measures` says what the numbers of a tensor are like, and a `Reco
 holds them all. Diagnosis and monitors are views of that record.
 """
 
+from keras_mp.recording.feed import BatchCallback, share
 from keras_mp.recording.formats import FLOAT32, FORMATS, Format, coarsest
 from keras_mp.recording.measures import Error, Measures, merged
 from keras_mp.recording.record import LayerCall, Record, Recorder, Tensor, Weight
@@ -14,6 +15,7 @@ __all__ = [
     "FLOAT32",
     "FORMATS",
     "Batch",
+    "BatchCallback",
     "Error",
     "Format",
     "LayerCall",
@@ -24,4 +26,5 @@ __all__ = [
     "Weight",
     "coarsest",
     "merged",
+    "share",
 ]
