@@ -40,6 +40,25 @@ def every_finite(gradients: Iterable[Any]) -> Any:
     return ops.all(ops.stack(finite)) if finite else ops.convert_to_tensor(True)
 
 
+def each_finite(piles: Sequence[stacks.Pile]) -> list[Any]:
+    """Return for each tensor whether no number in it is an inf or a NaN, exactly.
+
+    Args:
+        piles: The tensors, as of `stacks.small_ones_stacked`.
+
+    Returns:
+        A list of scalar bool tensors, in the order of the tensors' indices.
+
+    Does not synchronise with the device.
+    """
+    finite = {}
+    for indices, stack in piles:
+        rows = ops.reshape(stack, (len(indices), -1))
+        each = ops.unstack(ops.all(ops.isfinite(rows), axis=1))
+        finite.update(zip(indices, each, strict=True))
+    return [finite[index] for index in range(len(finite))]
+
+
 def _added_up(parts):
     """Return ``parts``, the small ones of one shape added up in float32.
 

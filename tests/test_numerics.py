@@ -87,6 +87,20 @@ def test_finite_numbers_with_an_overflowing_sum_are_told_apart(shape):
     assert not bool(numerics.every_finite(bad))
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_each_tensor_is_judged_by_itself_in_a_stack_or_alone(run, dtype):
+    numbers = np.ones((9, 3, 2))
+    numbers[2, 1, 0], numbers[7, 0, 1] = np.inf, np.nan
+    alone = [tf.constant(1.0), tf.zeros((0, 3)), tf.constant([np.nan, 1.0]), tf.ones(9)]
+
+    def judged(numbers):
+        parts = [*tf.unstack(numbers), *alone]
+        return tf.stack(numerics.each_finite(stacks.small_ones_stacked(parts)))
+
+    finite = run(judged)(tf.constant(numbers, dtype))
+    assert np.flatnonzero(~finite.numpy()).tolist() == [2, 7, 11]
+
+
 @pytest.mark.parametrize("gradients", [[], [None], [None, None]], ids=str)
 def test_nothing_is_finite_and_of_size_zero(run, gradients):
     assert bool(run(lambda: numerics.all_finite(gradients))())

@@ -15,14 +15,14 @@ from keras_mp.optimizer.arguments import (
     checked_inner,
     rule_of,
 )
-from keras_mp.optimizer.rule_settings import RuleSettings
+from keras_mp.optimizer.counters import Counters
 from keras_mp.optimizer.step import Step
 from keras_mp.saving import register
 from keras_mp.scaling import LossScale
 
 
 @register
-class LossScaleOptimizer(RuleSettings):
+class LossScaleOptimizer(Counters):
     """Scales the loss so that float16 gradients neither vanish nor overflow.
 
     A drop-in for `keras.optimizers.LossScaleOptimizer`. `scale_loss` multiplies the
@@ -206,6 +206,7 @@ class LossScaleOptimizer(RuleSettings):
             unscaled=unscaled,
             aggregated=not aggregate_gradients,
             wire_dtype=self._all_reduce_dtype,
+            by_variable=self._tracking.of_step(self.inner_optimizer),
         ).run()
 
     def apply_gradients(
@@ -267,7 +268,11 @@ class LossScaleOptimizer(RuleSettings):
         Returns:
             The new values of the trainable variables and of the optimizer's variables:
             two sequences of tensors of the same shapes and dtypes.
+
+        Raises:
+            RuntimeError: After `track_overflows`, whose counts are no such values.
         """
+        self._tracking.check_stateless()
         mapping = list(zip(self.variables, optimizer_variables, strict=True))
         with keras.StatelessScope(state_mapping=mapping) as scope:
             verdict = self._scaler.judge(grads, unscaled=False)
@@ -292,53 +297,6 @@ class LossScaleOptimizer(RuleSettings):
         In it, gradients of a loss that was never scaled are not divided by the scale.
         """
         return self._loop.whole_step()
-
-    def count_loss(self, nonfinite: Any) -> None:
-        """Count a step whose loss was not finite.
-
-        It does not synchronise with the device.
-
-        Args:
-            nonfinite: Scalar bool tensor: whether this replica's loss was inf or NaN.
-        """
-        self._scaler.count_loss(nonfinite)
-
-    # Counters.
-
-    @property
-    def skipped_steps(self) -> Any:
-        """Steps skipped so far, a scalar int tensor; does not synchronise."""
-        return self._scaler.skipped
-
-    def stats(self) -> dict[str, float | int]:
-        """Return the scale and the counters as plain numbers.
-
-        Returns:
-            A dict with ``scale`` (float: what the next loss is multiplied by) and the
-            ints ``steps`` (calls of `apply`), ``applied``, ``skipped``,
-            ``consecutive_skipped`` (the current run of skipped steps), ``growths`` and
-            ``backoffs`` (changes of the scale), and ``nonfinite_losses`` (steps whose
-            loss was inf or NaN, skipped or not: those of ``fit`` and
-            ``train_on_batch`` after `keras_mp.compile`, not those of your own loops;
-            each machine counts its own).
-
-        Synchronises with the device.
-        """
-        return self._scaler.stats()
-
-    def overflows_by_replica(self) -> list[int]:
-        """Return how often each replica's own gradients were not finite.
-
-        The counts need not add up to the skipped steps: in one step several replicas
-        may overflow, or none, if only the sum of their gradients is too large.
-
-        Returns:
-            A list with a count for each replica of all machines, in the order of
-            ``replica_id_in_sync_group``.
-
-        Synchronises with the device.
-        """
-        return self._scaler.overflows_by_replica()
 
     # Saving.
 

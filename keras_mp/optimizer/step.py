@@ -13,8 +13,9 @@ from typing import Any
 
 from keras import ops
 
-from keras_mp import distribute, fused, kinds, numerics, private, stacks
+from keras_mp import distribute, fused, kinds, numerics, private
 from keras_mp.optimizer.accumulation import Window
+from keras_mp.optimizer.overflows import Overflows
 from keras_mp.scaling import Verdict
 
 
@@ -30,10 +31,20 @@ class Step:
         aggregated: Whether they are summed over the replicas already.
         wire_dtype: The dtype in which they are summed over the replicas, or None for
             their own.
+        by_variable: What counts overflows by variable, or None.
     """
 
     def __init__(
-        self, scaler, inner, gradients, variables, *, unscaled, aggregated, wire_dtype
+        self,
+        scaler,
+        inner,
+        gradients,
+        variables,
+        *,
+        unscaled,
+        aggregated,
+        wire_dtype,
+        by_variable,
     ):
         self._scaler = scaler
         self._inner = inner
@@ -47,7 +58,7 @@ class Step:
         if inner.gradient_accumulation_steps:
             self._window = Window(inner, variables, self._scale)
         self._plan = fused.Plan(inner, self._scale, gradients, variables)
-        self._counts = distribute.replicas() > 1
+        self._overflows = Overflows(scaler, variables, by_variable)
 
     def run(self):
         """Take the step. Called in a replica, whose gradients these are.
@@ -72,11 +83,11 @@ class Step:
             return _known(self._update_if_finite(devices, mean))
 
         def collect():
-            verdict, overflowed = self._judge_each(devices, gradients)
+            verdict, whose = self._judge_each(devices, gradients)
             devices.cond(
                 verdict.finite,
                 lambda: distribute.no_value(devices.run(window.collect, gradients)),
-                functools.partial(self._count, overflowed),
+                functools.partial(self._overflows.count, whose),
             )
             return _known(verdict)
 
@@ -85,15 +96,18 @@ class Step:
     def _update_if_finite(self, devices, gradients):
         """Aggregate and judge; update if all is finite. Return the verdict."""
         if self._aggregated:
-            verdict, overflowed = self._judge_each(devices, gradients)
+            verdict, whose = self._judge_each(devices, gradients)
+            count = functools.partial(self._overflows.count, whose)
         else:
             own, gradients = gradients, devices.run(self._sum, gradients)
-            verdict, overflowed = self._judge_sum(devices, gradients, own)
-        count = functools.partial(self._count, overflowed)
+            total = devices.first(gradients)
+            verdict = self._scaler.judge(total, self._unscaled)
+            whose = self._overflows.whose(devices, verdict.finite, own)
+            count = functools.partial(self._overflows.count, whose, total)
         if self._window is None and self._plan.unconditional:
             self._update(devices, gradients, verdict.finite)
-            if self._counts:
-                ops.cond(verdict.finite, distribute.no_value, count)
+            if self._overflows.are_counted():
+                devices.cond(verdict.finite, distribute.no_value, count)
         else:
             update = functools.partial(self._update, devices, gradients)
             devices.cond(verdict.finite, update, count)
@@ -104,25 +118,12 @@ class Step:
         overwrites = map(kinds.overwrites, self._variables)
         return distribute.sum_over_replicas(gradients, overwrites, self._wire_dtype)
 
-    def _judge_sum(self, devices, total, own):
-        """Judge the sum over the replicas.
-
-        Returns:
-            The verdict, and a function that returns the bool vector of shape
-            (replicas,) which says whose ``own`` gradients are not finite. They are
-            looked at only if the sum is not finite.
-        """
-        verdict = self._scaler.judge(devices.first(total), self._unscaled)
-        finite = None
-        if self._counts:
-            finite = devices.run(_finite_unless, verdict.finite, own)
-        return verdict, lambda: ops.equal(devices.gather(finite), 0)
-
     def _judge_each(self, devices, gradients):
         """Judge every replica's own gradients.
 
         Returns:
-            The verdict on all of them together, and a function as of `_judge_sum`.
+            The verdict on all of them together, and a function that says whose are not
+            finite, as of `Overflows.whose`.
         """
 
         def facts(gradients):
@@ -133,11 +134,10 @@ class Step:
         finite, *largest = ops.unstack(of_all, axis=1)
         finite = ops.greater(finite, 0)
         verdict = Verdict(ops.all(finite), *(ops.max(column) for column in largest))
+        if self._overflows.are_by_variable():
+            whose = self._overflows.whose(devices, verdict.finite, gradients)
+            return verdict, whose
         return verdict, lambda: ops.logical_not(finite)
-
-    def _count(self, overflowed):
-        if self._counts:
-            self._scaler.count_overflows(overflowed())
 
     def _update(self, devices, gradients, finite=None):
         """Update on each replica, unless ``finite`` is given and false."""
@@ -156,24 +156,6 @@ class Step:
         window = self._window
         with window.closing() if window else contextlib.nullcontext():
             self._inner.apply(gradients, self._variables)
-
-
-def _finite_unless(all_finite, gradients):
-    """Return 1.0 if ``gradients``, of one replica, are finite, else 0.0.
-
-    They are looked at only if ``all_finite``, the verdict on their sum, is false.
-    """
-    parts = kinds.dense_parts(gradients)
-    # What enters the branch stays in memory until the verdict on the sum is known.
-    narrow = [
-        private.tracing.before_cast(stack)
-        for _, stack in stacks.small_ones_stacked(parts)
-    ]
-    return private.kernels.cond(
-        all_finite,
-        lambda: ops.convert_to_tensor(1.0),
-        lambda: ops.cast(numerics.every_finite(narrow), "float32"),
-    )
 
 
 def _known(verdict):

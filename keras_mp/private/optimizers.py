@@ -38,8 +38,18 @@ def accumulators(optimizer, variables):
             f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps} was "
             "set afterwards. Pass it to the optimizer's constructor."
         )
-    index = optimizer._get_variable_index
-    return [optimizer._accumulated_gradients[index(v)] for v in variables]
+    places = places_of(optimizer, variables)
+    return [optimizer._accumulated_gradients[place] for place in places]
+
+
+def variables_of(optimizer):
+    """Return the variables that ``optimizer`` was built with, as a list."""
+    return list(optimizer._trainable_variables)
+
+
+def places_of(optimizer, variables):
+    """Return where each of ``variables`` is among those of `variables_of`."""
+    return [optimizer._get_variable_index(variable) for variable in variables]
 
 
 def updating_parts(optimizer):

@@ -37,6 +37,16 @@ def test_slots_are_those_of_the_variable():
     assert velocity is optimizer._velocities[1].value
 
 
+def test_places_are_those_among_the_variables_that_it_was_built_with():
+    weights = [keras.Variable(np.ones(size)) for size in (2, 3, 4)]
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(weights)
+    built_with = private.optimizers.variables_of(optimizer)
+    assert list(map(id, built_with)) == list(map(id, weights))
+    some = [weights[2], weights[0].value]
+    assert private.optimizers.places_of(optimizer, some) == [2, 0]
+
+
 def test_updates_go_through_what_was_given():
     weight = keras.Variable([1.0, 2.0])
     optimizer = keras.optimizers.SGD(0.5)
