@@ -1,5 +1,6 @@
 """The one-call paths: compile a model, wrap an optimizer."""
 
+import functools
 import inspect
 import itertools
 import warnings
@@ -10,6 +11,7 @@ import keras
 from keras_mp import (
     conversion,
     distribute,
+    dtypes,
     guards,
     heads,
     input_warnings,
@@ -28,13 +30,15 @@ def compile(
     *args: Any,
     policy: keras.DTypePolicy | str | None = None,
     scaling: LossScale | str | None = None,
+    guard: bool | None = None,
     **kwargs: Any,
 ) -> None:
     """Compile ``model`` for mixed precision: ``model.compile`` with what is missing.
 
-    If any layer computes in float16, the optimizer is wrapped in a
-    `LossScaleOptimizer`; under bfloat16 and float32 only if ``scaling`` is given. Then
-    a skipped step changes nothing in the model: weights, optimizer variables, BatchNorm
+    If any layer computes in 16 bits, the optimizer is wrapped in a
+    `LossScaleOptimizer`, which skips a step whose gradients are not finite. In float16
+    it scales the loss; in bfloat16, whose gradients need no scale, it only checks. A
+    skipped step changes nothing in the model: weights, optimizer variables, BatchNorm
     statistics and random seeds stay what they were before it. The loss and the metrics
     of its batch count as usual, except for a metric that would become inf or NaN. A
     metric that is not finite after any batch of an epoch shows NaN. ``fit`` warns if
@@ -51,21 +55,28 @@ def compile(
             given are not passed on, so that the defaults of that ``compile`` hold;
             Keras's own gets ``"adam"``. Each Keras optimizer among the arguments is
             wrapped, and so is one that ``compile`` chooses itself. A
-            `keras_mp.LossScaleOptimizer` is used as it is.
+            `keras_mp.LossScaleOptimizer` is used as it is; only one that scales
+            nothing, as models in bfloat16 have, gets the rule that is given or that
+            float16 needs.
         policy: None to leave the layers as they are; or a dtype policy, its name or
             ``"auto"``: all layers are put under it first, in place. A layer that has to
             stay in float32 needs a rule or an island, even if it was made with
             ``dtype="float32"``.
         scaling: None for dynamic loss scaling where it is needed; or a rule of
             `keras_mp.scaling`, or ``"dynamic"`` or ``"log_normal"``.
+        guard: None to guard a model with a layer in 16 bits; True to guard it in
+            float32 too; False to leave the optimizer as it is, which float16 does not
+            allow. If the ``compile`` of the model's own class has an argument of this
+            name, that one gets what is given here, and ours is None.
         **kwargs: Keyword arguments of ``model.compile``.
 
     Raises:
         TypeError: ``model`` is not a Keras model, ``optimizer`` is not an optimizer, or
-            ``model.compile`` does not take the arguments.
+            ``model.compile`` does not take the arguments; or ``guard`` is no bool.
         ValueError: ``optimizer`` is Keras's own `LossScaleOptimizer`; a rule is given
-            together with an optimizer that has another; the policy is unknown; or the
-            policy does not fit the model's variables.
+            together with an optimizer that has another, or with ``guard=False``;
+            ``guard=False`` is given for float16; the policy is unknown; or the policy
+            does not fit the model's variables.
 
     Example:
 
@@ -80,6 +91,10 @@ def compile(
             f"{type(model).__name__}."
         )
     rule = _checked_rule(scaling)
+    if _has_own_guard(model):
+        kwargs, guard = kwargs | ({} if guard is None else {"guard": guard}), None
+    _check_guard(model, policy, rule, guard)
+    wrapped = functools.partial(_wrapped, model, rule=rule, guard=guard)
     for optimizer in (None, *_optimizers(args, kwargs)):
         distribute.check_scope(model, optimizer)
     with distribute.scope_of(model):
@@ -87,10 +102,10 @@ def compile(
         if policy is not None:
             conversion.convert(model, policy)
         make_safe(model)
-        args = tuple(_scaled(model, value, rule) for value in args)
-        kwargs = {name: _scaled(model, value, rule) for name, value in kwargs.items()}
+        args = tuple(map(wrapped, args))
+        kwargs = {name: wrapped(value) for name, value in kwargs.items()}
         model.compile(*args, **kwargs)
-        optimizers = _optimizers(args, kwargs) or _chosen(model, rule)
+        optimizers = _optimizers(args, kwargs) or _chosen(model, rule, wrapped)
         heads.keep_in_float32(model)
     for optimizer in optimizers:
         distribute.prepare_steps(model, optimizer)
@@ -144,13 +159,8 @@ def _checked_arguments(model, args, kwargs, rule):
     return args, {name: checked(name, value) for name, value in kwargs.items()}
 
 
-def _scaled(model, value, rule):
-    """Return an argument of ``compile``; an optimizer gets loss scaling if needed."""
-    return _wrapped(model, value, rule) if _is_optimizer(value) else value
-
-
-def _chosen(model, rule):
-    """Return the optimizer that ``model.compile`` chose, with loss scaling if needed.
+def _chosen(model, rule, wrapped):
+    """Return the optimizer that ``model.compile`` chose, ``wrapped``.
 
     As a list, which is empty if it chose none.
     """
@@ -158,7 +168,7 @@ def _chosen(model, rule):
     if type(chosen) is keras.optimizers.LossScaleOptimizer:
         replace_keras_scaler(model, rule)
     elif _is_optimizer(chosen):
-        private.trainer.exchange_optimizer(model, chosen, _wrapped(model, chosen, rule))
+        private.trainer.exchange_optimizer(model, chosen, wrapped(chosen))
     return _optimizers([model.optimizer], {})
 
 
@@ -190,21 +200,22 @@ def wrap_optimizer(
     optimizer: keras.optimizers.Optimizer | str | dict[str, Any],
     scaling: LossScale | str | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Return ``optimizer`` with loss scaling if ``model`` needs it, else itself.
+    """Return ``optimizer`` with what `compile` would wrap it in, else itself.
 
     For models with several optimizers, such as GANs: wrap each one, and use its
-    ``scale_loss`` in ``train_step``. If the ``train_step`` of ``model`` uses them, a
-    step that any of them skips leaves all other variables of ``model`` unchanged. Does
-    not synchronise with the device.
+    ``scale_loss`` in ``train_step``, which bfloat16 can do without. If the
+    ``train_step`` of ``model`` uses them, a step that any of them skips leaves all
+    other variables of ``model`` unchanged. Does not synchronise with the device.
 
     Args:
         model: The Keras model that the optimizer trains.
         optimizer: A Keras optimizer, its name or its config.
-        scaling: None for dynamic scaling if a layer of ``model`` computes in float16;
-            or a rule of `keras_mp.scaling` or its name, which is used in any case.
+        scaling: None for dynamic scaling if a layer of ``model`` computes in float16,
+            and a check without a scale if one computes in bfloat16; or a rule of
+            `keras_mp.scaling` or its name, which is used in any case.
 
     Returns:
-        A `LossScaleOptimizer`, or the Keras optimizer where no scaling is needed.
+        A `LossScaleOptimizer`, or the Keras optimizer if ``model`` is in float32.
 
     Raises:
         TypeError: ``optimizer`` is not an optimizer.
@@ -224,20 +235,54 @@ def wrap_optimizer(
     return optimizer
 
 
-def _wrapped(model, optimizer, rule):
-    """Return ``optimizer``, with loss scaling and ``model`` protected if needed."""
-    if not isinstance(optimizer, LossScaleOptimizer):
-        if rule is None and not needs_loss_scaling(model):
-            return optimizer
-        optimizer = LossScaleOptimizer(optimizer, rule)
-    protect(model, optimizer)
-    return optimizer
+def _wrapped(model, value, rule, guard=None):
+    """Return ``value``, an optimizer guarded if needed, and ``model`` protected."""
+    if not _is_optimizer(value):
+        return value
+    if isinstance(value, LossScaleOptimizer):
+        value = _with_scale(model, value, rule)
+    else:
+        rule = rule or _needed_rule(model, value, guard)
+        if rule is None:
+            return value
+        value = LossScaleOptimizer(value, rule)
+    protect(model, value)
+    return value
+
+
+def _with_scale(model, optimizer, rule):
+    """Return ``optimizer``; if it only checks, with the rule that ``model`` needs."""
+    if rule is None and needs_loss_scaling(model):
+        rule = scaling.DynamicLossScale()
+    if not optimizer.scaling.only_checks or rule in (None, optimizer.scaling):
+        return optimizer
+    inner = {"inner_optimizer": optimizer.inner_optimizer, "scaling": rule}
+    return type(optimizer)(**optimizer.get_config() | inner)
+
+
+def _needed_rule(model, optimizer, guard):
+    """Return the rule that a Keras optimizer needs to train ``model``, or None.
+
+    Without float16 it is a fixed scale: the one that the optimizer has, or 1.
+    """
+    if guard is False:
+        return None
+    if needs_loss_scaling(model):
+        return scaling.DynamicLossScale()
+    if guard or _computes_in(model, dtypes.LOW_PRECISION):
+        return scaling.StaticLossScale(optimizer.loss_scale_factor or 1.0)
+    return None
 
 
 def needs_loss_scaling(model: keras.Model) -> bool:
     """Return whether any layer of ``model`` computes in float16."""
+    return _computes_in(model, ("float16",))
+
+
+def _computes_in(model, names):
+    """Return whether any layer of ``model`` computes in one of the dtypes ``names``."""
     return any(
-        layer.compute_dtype == "float16"
+        layer.compute_dtype in names
         for layer in private.layers.walk(model)
         if not isinstance(layer, keras.layers.InputLayer)
     )
@@ -255,6 +300,36 @@ def make_safe(model: keras.Model) -> None:
         input_warnings.watch(model)
 
 
+def _has_own_guard(model):
+    """Return whether the ``compile`` of ``model`` has an argument ``guard``."""
+    return "guard" in inspect.signature(model.compile).parameters
+
+
+def _check_guard(model, policy, rule, guard):
+    """Refuse a ``guard`` that is no bool, or False where the loss has to be scaled."""
+    if not (guard is None or isinstance(guard, bool)):
+        raise TypeError(
+            "keras_mp.compile(guard=...) needs True, False or None, which guards a "
+            f"model with layers in 16 bits. Got {guard!r}."
+        )
+    if guard is not False:
+        return
+    if rule is not None:
+        raise ValueError(
+            f"keras_mp.compile(scaling={rule!r}, guard=False): a rule needs the "
+            "LossScaleOptimizer that guard=False leaves out. Leave out one of the two."
+        )
+    half = needs_loss_scaling(model)
+    if policy is not None:
+        half = policies.get(policy).compute_dtype == "float16"
+    if half:
+        raise ValueError(
+            f"keras_mp.compile(guard=False): model '{model.name}' would train in "
+            "float16 without loss scaling, and gradients below 6e-8 would vanish. "
+            "Leave guard out, or use 'mixed_bfloat16', which needs no scale."
+        )
+
+
 def _checked_rule(rule):
     return None if rule is None else scaling.get(rule)
 
@@ -263,10 +338,11 @@ def _checked_optimizer(optimizer, rule):
     """Return the Keras optimizer that was meant, if it can have ``rule``."""
     if not isinstance(optimizer, LossScaleOptimizer):
         return checked_inner(optimizer)
-    if rule is not None and rule != optimizer.scaling:
+    own = optimizer.scaling
+    if rule is not None and rule != own and not own.only_checks:
         raise ValueError(
             f"scaling={rule!r} was given for optimizer '{optimizer.name}', which has "
-            f"the rule {optimizer.scaling!r} already. Give the rule in one place."
+            f"the rule {own!r} already. Give the rule in one place."
         )
     return optimizer
 

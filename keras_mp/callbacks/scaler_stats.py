@@ -18,9 +18,10 @@ class ScalerStats(keras.callbacks.Callback):
     ``scaler_scale``, ``scaler_steps``, ``scaler_applied``, ``scaler_skipped``,
     ``scaler_consecutive_skipped``, ``scaler_growths``, ``scaler_backoffs`` and
     ``scaler_nonfinite_losses`` (steps whose loss was inf or NaN, which the epoch's loss
-    leaves out). Put it before the callbacks that are to see them. Without loss scaling
-    (bfloat16, float32) it warns once and writes nothing. It also warns of an epoch
-    whose steps were all skipped, because the model learned nothing in it.
+    leaves out). Put it before the callbacks that are to see them. In bfloat16 the scale
+    is always 1. Where the optimizer is not a `keras_mp.LossScaleOptimizer`, as in
+    float32, it warns once and writes nothing. It also warns of an epoch whose steps
+    were all skipped, because the model learned nothing in it.
 
     Each reading waits for the device to finish the steps before it.
 
@@ -63,8 +64,8 @@ class ScalerStats(keras.callbacks.Callback):
             warnings.warn(
                 "ScalerStats has nothing to report: the model's optimizer is "
                 f"{self.model.optimizer!r}, not a keras_mp.LossScaleOptimizer. "
-                "float16 models get one from keras_mp.compile(model, ...); bfloat16 "
-                "and float32 need none.",
+                "Models in 16 bits get one from keras_mp.compile(model, ...); float32 "
+                "needs none, and gets one by guard=True.",
                 stacklevel=2,
             )
 
@@ -100,14 +101,21 @@ class ScalerStats(keras.callbacks.Callback):
         if skipped >= steps > 0 and self._steps_read == self._steps_done:
             warnings.warn(
                 f"None of the last {skipped} training steps was applied: their "
-                "gradients were not finite, so that the model learned nothing. The "
-                f"loss scale is {self._last['scaler_scale']:g}; a rule other than a "
-                "static one lowers it until gradients fit. If that takes long, start "
-                "with a smaller one. A loss of NaN means that no batch had a finite "
+                "gradients were not finite, so that the model learned nothing. "
+                f"{self._about_scale()}A loss of NaN means that no batch had a finite "
                 "loss, which no scale can help: look for inf or NaN in the data, or "
                 "for a layer that needs float32.",
                 stacklevel=2,
             )
+
+    def _about_scale(self) -> str:
+        if self.model.optimizer.scaling.only_checks:
+            return ""
+        return (
+            f"The loss scale is {self._last['scaler_scale']:g}; a rule other than a "
+            "static one lowers it until gradients fit. If that takes long, start "
+            "with a smaller one. "
+        )
 
     def _write(self, logs: dict[str, Any] | None) -> None:
         if logs is not None:

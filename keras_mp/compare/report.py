@@ -162,18 +162,21 @@ def _on_results(comparison: Comparison) -> Iterator[str]:
 def _on_skipped(comparison: Comparison) -> Iterator[str]:
     for run in comparison.runs:
         last = run.epochs[-1]
-        if run.scale is None:
+        skipped, scaled = last["skipped"], run.scale is not None
+        grew = f"the scale grew {last['growths']} times"
+        if not skipped:
+            if scaled:
+                yield f"{run.policy} skipped no step; {grew}."
             continue
-        text = (
-            f"{run.policy} skipped {last['skipped']} of {len(run.series('losses'))} "
-            f"steps: the scale grew {last['growths']} times, after each "
-            f"{run.ready['growth_interval']} clean steps, until gradients overflowed"
-        )
-        if not last["skipped"]:
-            text = (
-                f"{run.policy} skipped no step; the scale grew {last['growths']} times"
+        text = f"{run.policy} skipped {skipped} of {len(run.series('losses'))} steps"
+        if scaled:
+            text += (
+                f": {grew}, after each {run.ready['growth_interval']} clean steps, "
+                "until gradients overflowed"
             )
-        elif last["changing"]:
+        else:
+            text += ", whose gradients were not finite"
+        if last["changing"]:
             text += f"; {last['changing']} of them changed a weight, which is a fault"
         else:
             text += "; none of them changed a weight or a variable of the optimizer"

@@ -186,12 +186,18 @@ class Lockstep(keras.callbacks.Callback):
         self.skipped = skipped
         self.growths = logs.get("scaler_growths", 0)
         self.losses.append(finite(logs["loss"]))
-        self.scales.append(finite(logs.get("scaler_scale")))
+        scale = finite(logs.get("scaler_scale")) if self._scales() else None
+        self.scales.append(scale)
+
+    def _scales(self) -> bool:
+        """Return whether the loss is scaled, not only its gradients checked."""
+        rule = getattr(self.model.optimizer, "scaling", None)
+        return rule is not None and not rule.only_checks
 
     def _state(self) -> list[bytes]:
         """Return digests of the variables that a skipped step must not change.
 
-        They are none without loss scaling. Digests, because copies would add to the
+        They are none where no step is skipped. Digests, because copies would add to the
         memory that is reported.
         """
         optimizer = self.model.optimizer

@@ -7,6 +7,7 @@ import keras
 
 from keras_mp import private, training
 from keras_mp.lint.finding import Finding
+from keras_mp.optimizer import LossScaleOptimizer
 
 
 def find(
@@ -74,5 +75,7 @@ def _optimizers(model):
 
 
 def _scales(optimizer):
+    if isinstance(optimizer, LossScaleOptimizer):
+        return not optimizer.scaling.only_checks
     wrapped = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     return wrapped or optimizer.loss_scale_factor is not None

@@ -3,6 +3,10 @@
 Keras's variables are under Keras's keys, ours under their names.
 """
 
+import functools
+
+from keras_mp.wrapping import wrap_once
+
 # Keras's class holds iteration, learning rate, step counter and scale, in this order.
 _KERAS_OWN = 4
 
@@ -33,7 +37,10 @@ def load(optimizer, own, store):
     """
     indexed = sum(key.isdigit() for key in store.keys())
     if indexed == len(optimizer.inner_optimizer.variables):
-        optimizer.inner_optimizer.load_own_variables(store)
+        inner = optimizer.inner_optimizer
+        inner.load_own_variables(store)
+        # Keras will look for a part of its own in the file, find none, and warn.
+        wrap_once(inner, "load_own_variables", "found", _unless_empty)
         return "inner"
     keras_variables = _of_keras(optimizer, own)
     if indexed != len(keras_variables):
@@ -50,3 +57,24 @@ def load(optimizer, own, store):
 def _of_keras(optimizer, own):
     """Return the variables that Keras's class would have, in its order."""
     return own[:_KERAS_OWN] + optimizer.inner_optimizer.variables
+
+
+def _unless_empty(load):
+    @functools.wraps(load)
+    def load_unless_empty(store):
+        if store.keys():
+            load(store)
+
+    return load_unless_empty
+
+
+def names_a_scale(path):
+    """Return whether a `tf.train.Checkpoint` holds an optimizer with loss scaling.
+
+    Args:
+        path: Prefix of the checkpoint's files.
+    """
+    import tensorflow as tf
+
+    names = (name.split("/") for name, _ in tf.train.list_variables(path))
+    return any("dynamic_scale" in name for name in names)

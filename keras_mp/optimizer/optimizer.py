@@ -84,7 +84,7 @@ class LossScaleOptimizer(Counters):
         factor = inner.loss_scale_factor
         super().__init__(inner, rule, name=name, **kwargs)
         self._all_reduce_dtype = all_reduce_dtype
-        if factor is not None:
+        if factor is not None and getattr(rule, "scale", None) != factor:
             warnings.warn(
                 f"LossScaleOptimizer ignores loss_scale_factor={factor} of its "
                 f"inner optimizer '{inner.name}': the loss would be scaled "
@@ -105,7 +105,8 @@ class LossScaleOptimizer(Counters):
             loss: The loss, a float tensor of any shape, usually a scalar.
 
         Returns:
-            A tensor of the loss's shape, in float32, or in float64 if the loss is.
+            A tensor of the loss's shape, in float32, or in float64 if the loss is. For
+            a rule that only checks, ``StaticLossScale(1.0)``, ``loss`` itself.
 
         Example:
 
@@ -114,7 +115,8 @@ class LossScaleOptimizer(Counters):
         512.0
         """
         self._loop.loss_was_scaled()
-        return ops.multiply(loss, self._scaler.scale)
+        scale = self._scaler.divisor
+        return loss if scale is None else ops.multiply(loss, scale)
 
     def get_scaled_loss(self, loss: Any) -> Any:
         """Return ``scale_loss(loss)``: `scale_loss` under its name in tf.keras.
@@ -138,7 +140,7 @@ class LossScaleOptimizer(Counters):
             A list of gradients of the same kinds, shapes and dtypes.
         """
         self._loop.gradients_were_unscaled()
-        return [numerics.unscale(gradient, self._scaler.scale) for gradient in grads]
+        return [numerics.unscale(gradient, self._scaler.divisor) for gradient in grads]
 
     def check_finite(self, grads: Iterable[Any]) -> Any:
         """Return whether no gradient holds an inf or a NaN.
@@ -192,10 +194,10 @@ class LossScaleOptimizer(Counters):
             trainable_variables = list(trainable_variables)
             self.build(trainable_variables)
         variables = self._variables_of(grads, trainable_variables)
-        unscaled = self._loop.are_unscaled()
-        if unscaled and self._all_reduce_dtype:
+        scale = self._scaler.divisor
+        unscaled = scale is None or self._loop.are_unscaled()
+        if unscaled and scale is not None and self._all_reduce_dtype:
             # Scaled gradients fit the narrower dtype in which they are summed.
-            scale = self._scaler.scale
             grads = [numerics.rescale(gradient, scale) for gradient in grads]
             unscaled = False
         Step(
@@ -277,7 +279,7 @@ class LossScaleOptimizer(Counters):
         with keras.StatelessScope(state_mapping=mapping) as scope:
             verdict = self._scaler.judge(grads, unscaled=False)
             grads = numerics.unscale_all(
-                grads, self._trainable_variables, self._scaler.scale
+                grads, self._trainable_variables, self._scaler.divisor
             )
             self._scaler.advance(verdict)
         own = [scope.get_current_value(variable) for variable in self._variables]

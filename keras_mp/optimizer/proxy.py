@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_mp import distribute
-from keras_mp.optimizer import accumulation
+from keras_mp.optimizer import accumulation, checkpoint
 
 # What the proxy must not answer for itself: these settings and this state are the
 # inner optimizer's. The base class gives every optimizer its own; the proxy drops
@@ -85,6 +85,19 @@ class Proxy(keras.optimizers.LossScaleOptimizer):
     ) -> None:
         """Exclude variables from the inner optimizer's weight decay."""
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def _checkpoint_adapter(self, path: str) -> None:
+        """Note whether the `tf.train.Checkpoint` that is read knows this class.
+
+        TensorFlow calls this first, and then asks for each part by its name.
+        """
+        self._reads_bare = not checkpoint.names_a_scale(path)
+
+    def _lookup_dependency(self, name: str, cached_dependencies: Any = None) -> Any:
+        """Find what a `tf.train.Checkpoint` holds, which may be the bare optimizer."""
+        if getattr(self, "_reads_bare", False):
+            return self.inner_optimizer._lookup_dependency(name)
+        return super()._lookup_dependency(name, cached_dependencies)
 
     @property
     def learning_rate(self) -> Any:

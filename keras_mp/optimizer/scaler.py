@@ -63,6 +63,11 @@ class Scaler:
         """The variable that holds what the next loss is multiplied by."""
         return self.state["scale"]
 
+    @property
+    def divisor(self):
+        """The variable to divide gradients by; None if the rule never scales them."""
+        return None if self.rule.only_checks else self.scale
+
     def judge(self, gradients, unscaled):
         """Return the `Verdict` on ``gradients``, which may be divided by the scale."""
         if not self.rule.needs_largest:

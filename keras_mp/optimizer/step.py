@@ -53,7 +53,7 @@ class Step:
         self._unscaled = unscaled
         self._aggregated = aggregated
         self._wire_dtype = wire_dtype
-        self._scale = None if unscaled else scaler.scale
+        self._scale = None if unscaled else scaler.divisor
         self._window: Any = None
         if inner.gradient_accumulation_steps:
             self._window = Window(inner, variables, self._scale)

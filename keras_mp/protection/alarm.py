@@ -21,6 +21,18 @@ _BACKWARD = (
     "'mixed_bfloat16', whose numbers go as far as those of float32."
 )
 
+_UNSCALED_FORWARD = (
+    "So the forward pass has no finite result. Look for inf or NaN in the data, for "
+    "weights that have grown without bounds, and for functions at the edge of their "
+    "domain: log of 0, a division by 0, exp of a large number. keras_mp.lint(model) "
+    "names layers to look at."
+)
+
+_UNSCALED_BACKWARD = (
+    "The forward pass is finite, but its gradients are not. Look for functions whose "
+    "slope is infinite or undefined where they are evaluated: sqrt or a norm at 0, a "
+    "power below 1 of 0, ops.where around a branch that is not finite."
+)
 
 #: As many skipped steps in a row are more than a search for the scale takes: 15 from
 #: 2**15 to 1. Before the first step is applied, a scale that was given may be larger.
@@ -51,9 +63,13 @@ def _message(optimizer, skipped, stats):
     which = f"all {skipped}" if not stats["applied"] else f"the last {skipped}"
     # Where the loss itself is not finite, no scale is small enough.
     forward = 2 * stats["nonfinite_losses"] > skipped
+    scale = f"The loss scale is {stats['scale']:g}; "
+    advice = _FORWARD if forward else _BACKWARD
+    if optimizer.scaling.only_checks:
+        scale = ""
+        advice = _UNSCALED_FORWARD if forward else _UNSCALED_BACKWARD
     return (
         f"Optimizer '{optimizer.name}' has skipped {which} training steps, because "
-        "their gradients were not finite: the model does not learn. The loss scale is "
-        f"{stats['scale']:g}; {stats['nonfinite_losses']} steps had a loss that was "
-        f"inf or NaN. {_FORWARD if forward else _BACKWARD}"
+        f"their gradients were not finite: the model does not learn. {scale}"
+        f"{stats['nonfinite_losses']} steps had a loss that was inf or NaN. {advice}"
     )

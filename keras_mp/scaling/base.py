@@ -48,6 +48,15 @@ class LossScale:
     #: True if `update` reads ``verdict.largest``.
     needs_largest: ClassVar[bool] = False
 
+    @property
+    def only_checks(self) -> bool:
+        """Whether the scale is always 1: gradients are checked, and nothing is scaled.
+
+        The optimizer then multiplies no loss and divides no gradient, and does not care
+        whether a loop calls ``scale_loss``.
+        """
+        return False
+
     def init(self) -> Any:
         """Return the state before the first step: a ``NamedTuple`` of NumPy scalars."""
         raise NotImplementedError

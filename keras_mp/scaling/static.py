@@ -28,7 +28,9 @@ class StaticLossScale(base.LossScale):
     """Keep one scale for the whole run.
 
     Unlike a ``loss_scale_factor`` on a Keras optimizer, a step whose gradients
-    overflow is still skipped and counted.
+    overflow is still skipped and counted. A scale of 1 is a check without a scale: no
+    loss is multiplied and no gradient is divided. It is what `keras_mp.compile` gives
+    models in bfloat16, whose gradients need no scale.
 
     Args:
         scale: A finite number above 0. Powers of two lose no bits.
@@ -54,6 +56,10 @@ class StaticLossScale(base.LossScale):
     def initial_scale(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The scale, under the name the other rules use."""
         return self.scale
+
+    @property
+    def only_checks(self) -> bool:
+        return self.scale == 1.0
 
     def init(self) -> StaticState:
         return StaticState(scale=np.float32(self.scale), clean_steps=np.int64(0))
