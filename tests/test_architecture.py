@@ -56,6 +56,7 @@ ROOMS = {
         "saving",
         "scaling",
         "stacks",
+        "wrapping",
     },
     "policies": {
         "dtypes",
@@ -107,6 +108,7 @@ ROOMS = {
     "training": {
         "conversion",
         "distribute",
+        "dtypes",
         "guards",
         "heads",
         "input_warnings",
@@ -127,7 +129,15 @@ ROOMS = {
         "recording",
         "tables",
     },
-    "lint": {"dtypes", "flow", "guards", "policies", "private", "training"},
+    "lint": {
+        "dtypes",
+        "flow",
+        "guards",
+        "optimizer",
+        "policies",
+        "private",
+        "training",
+    },
     "loading": {
         "distribute",
         "guards",

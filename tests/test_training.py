@@ -20,6 +20,9 @@ from reference.stateful import (
 import keras_mp
 from keras_mp import scaling
 
+DYNAMIC = scaling.DynamicLossScale()
+CHECK = scaling.StaticLossScale(1.0)
+
 
 def dense_model(dtype=None):
     return keras.Sequential(
@@ -31,22 +34,27 @@ def dense_model(dtype=None):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "arguments", "scaled"),
+    ("dtype", "arguments", "rule"),
     [
-        ("mixed_float16", {}, True),
-        ("float16", {}, True),
-        ("mixed_bfloat16", {}, False),
-        ("float32", {}, False),
-        ("mixed_bfloat16", {"scaling": "dynamic"}, True),
-        ("float32", {"policy": "mixed_float16"}, True),
-        ("mixed_float16", {"policy": "float32"}, False),
-        ("mixed_float16", {"policy": "mixed_bfloat16"}, False),
+        ("mixed_float16", {}, DYNAMIC),
+        ("float16", {}, DYNAMIC),
+        ("mixed_bfloat16", {}, CHECK),
+        ("bfloat16", {}, CHECK),
+        ("float32", {}, None),
+        ("float32", {"guard": True}, CHECK),
+        ("mixed_bfloat16", {"guard": True}, CHECK),
+        ("mixed_bfloat16", {"guard": False}, None),
+        ("mixed_bfloat16", {"scaling": "dynamic"}, DYNAMIC),
+        ("float32", {"policy": "mixed_float16"}, DYNAMIC),
+        ("mixed_float16", {"policy": "float32"}, None),
+        ("mixed_float16", {"policy": "mixed_bfloat16"}, CHECK),
+        ("mixed_float16", {"policy": "mixed_bfloat16", "guard": False}, None),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("optimizer", ["adam", "instance", "config"])
-def test_optimizer_is_wrapped_if_a_layer_computes_in_float16(
-    dtype, arguments, scaled, optimizer
+def test_optimizer_is_wrapped_if_a_layer_computes_in_16_bits(
+    dtype, arguments, rule, optimizer
 ):
     optimizers = {
         "adam": "adam",
@@ -55,8 +63,9 @@ def test_optimizer_is_wrapped_if_a_layer_computes_in_float16(
     }
     model = dense_model(dtype)
     keras_mp.compile(model, optimizers[optimizer], loss="mse", **arguments)
-    cls = keras_mp.LossScaleOptimizer if scaled else keras.optimizers.Adam
+    cls = keras_mp.LossScaleOptimizer if rule else keras.optimizers.Adam
     assert type(model.optimizer) is cls
+    assert getattr(model.optimizer, "scaling", None) == rule
     assert np.isfinite(model.train_on_batch(X, Y))
 
 
@@ -108,6 +117,9 @@ def test_own_wrapped_optimizer_is_used_as_it_is():
         ({"policy": "mixed_float8"}, ValueError, "no dtype policy"),
         ({"scaling": 128.0}, ValueError, "StaticLossScale"),
         ({"scaling": "loud"}, ValueError, "not a loss-scale rule"),
+        ({"guard": "yes"}, TypeError, "needs True, False or None"),
+        ({"guard": False}, ValueError, "float16 without loss scaling"),
+        ({"guard": False, "scaling": "dynamic"}, ValueError, "Leave out one"),
         (
             {"optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())},
             ValueError,
@@ -122,7 +134,17 @@ def test_own_wrapped_optimizer_is_used_as_it_is():
             "in one place",
         ),
     ],
-    ids=["optimizer", "policy", "number", "name", "keras wrapper", "two rules"],
+    ids=[
+        "optimizer",
+        "policy",
+        "number",
+        "name",
+        "no bool",
+        "bare float16",
+        "bare rule",
+        "keras wrapper",
+        "two rules",
+    ],
 )
 def test_impossible_arguments_are_refused(arguments, error, words):
     model = dense_model("mixed_float16")
@@ -132,7 +154,9 @@ def test_impossible_arguments_are_refused(arguments, error, words):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"optimizer": 3}, {"optimizer": "adan"}, {"scaling": "loud"}], ids=str
+    "bad",
+    [{"optimizer": 3}, {"optimizer": "adan"}, {"scaling": "loud"}, {"guard": False}],
+    ids=str,
 )
 def test_refused_call_leaves_the_layers_as_they_were(bad):
     model = dense_model()
@@ -254,8 +278,7 @@ def test_own_compile_gets_what_was_given(make, args, kwargs, policy):
         model = make()
         if compile is keras_mp.compile:
             keras_mp.compile(model, *args, policy=policy, **kwargs)
-            scaled = policy == "mixed_float16"
-            assert isinstance(model.optimizer, keras_mp.LossScaleOptimizer) == scaled
+            assert isinstance(model.optimizer, keras_mp.LossScaleOptimizer)
         else:
             model.compile(*args, **kwargs)
         rates.append(float(model.optimizer.learning_rate))
@@ -335,12 +358,18 @@ def test_compiling_again_with_keras_needs_no_loss_scaling():
 # wrap_optimizer.
 
 
-def test_wrap_optimizer_leaves_bfloat16_alone():
-    model = dense_model("mixed_bfloat16")
+@pytest.mark.parametrize(
+    ("dtype", "rule"),
+    [("float32", None), ("mixed_bfloat16", CHECK), ("mixed_float16", DYNAMIC)],
+)
+def test_wrap_optimizer_gives_what_the_model_needs(dtype, rule):
+    model = dense_model(dtype)
     optimizer = keras.optimizers.SGD()
-    assert keras_mp.wrap_optimizer(model, optimizer) is optimizer
+    wrapped = keras_mp.wrap_optimizer(model, optimizer)
+    assert (wrapped is optimizer) == (rule is None)
+    assert getattr(wrapped, "scaling", None) == rule
     wrapped = keras_mp.wrap_optimizer(model, optimizer, scaling="dynamic")
-    assert wrapped.inner_optimizer is optimizer
+    assert wrapped.inner_optimizer is optimizer and wrapped.scaling == DYNAMIC
 
 
 def test_train_step_that_returns_its_own_loss_is_believed():
@@ -371,6 +400,7 @@ def test_train_step_that_returns_its_own_loss_is_believed():
 def test_input_layer_made_in_float16_asks_for_no_scaling():
     with keras_mp.policy_scope("mixed_float16"):
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    for policy in ("mixed_bfloat16", "float32"):
-        keras_mp.compile(model, "sgd", "mse", policy=policy)
-        assert type(model.optimizer) is keras.optimizers.SGD
+    keras_mp.compile(model, "sgd", "mse", policy="mixed_bfloat16")
+    assert model.optimizer.scaling == CHECK
+    keras_mp.compile(model, "sgd", "mse", policy="float32")
+    assert type(model.optimizer) is keras.optimizers.SGD

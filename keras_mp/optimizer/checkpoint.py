@@ -5,6 +5,7 @@ Keras's variables are under Keras's keys, ours under their names.
 
 import functools
 
+from keras_mp import private
 from keras_mp.wrapping import wrap_once
 
 # Keras's class holds iteration, learning rate, step counter and scale, in this order.
@@ -68,13 +69,11 @@ def _unless_empty(load):
     return load_unless_empty
 
 
-def names_a_scale(path):
-    """Return whether a `tf.train.Checkpoint` holds an optimizer with loss scaling.
+def holds_wrapped(path):
+    """Return whether a `tf.train.Checkpoint` holds an optimizer around another one.
 
     Args:
         path: Prefix of the checkpoint's files.
     """
-    import tensorflow as tf
-
-    names = (name.split("/") for name, _ in tf.train.list_variables(path))
-    return any("dynamic_scale" in name for name in names)
+    names = private.optimizers.names_in_checkpoint(path)
+    return any("inner_optimizer" in name.split("/") for name in names)

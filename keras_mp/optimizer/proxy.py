@@ -91,7 +91,7 @@ class Proxy(keras.optimizers.LossScaleOptimizer):
 
         TensorFlow calls this first, and then asks for each part by its name.
         """
-        self._reads_bare = not checkpoint.names_a_scale(path)
+        self._reads_bare = not checkpoint.holds_wrapped(path)
 
     def _lookup_dependency(self, name: str, cached_dependencies: Any = None) -> Any:
         """Find what a `tf.train.Checkpoint` holds, which may be the bare optimizer."""

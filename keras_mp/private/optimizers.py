@@ -26,6 +26,17 @@ def learning_rate_schedule(optimizer):
     return schedule if is_schedule else None
 
 
+def names_in_checkpoint(path):
+    """Return the names of the variables in the `tf.train.Checkpoint` at ``path``.
+
+    An object that is restored is asked for its parts one by one, and not told what else
+    the checkpoint has; only TensorFlow's hook for adapters gets to know the path.
+    """
+    import tensorflow as tf
+
+    return [name for name, _ in tf.train.list_variables(path)]
+
+
 def accumulators(optimizer, variables):
     """Return the variables in which ``optimizer`` sums the gradients of ``variables``.
 

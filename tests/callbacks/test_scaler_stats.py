@@ -265,8 +265,8 @@ def test_epochs_of_given_length(reads):
 
 @pytest.mark.parametrize("frequency", ["epoch", 1])
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "float32"])
-def test_without_loss_scaling_it_warns_once_and_writes_nothing(policy, frequency):
-    model = compiled(policy)
+def test_without_our_optimizer_it_warns_once_and_writes_nothing(policy, frequency):
+    model = compiled(policy, guard=False)
     seen = Seen()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -309,3 +309,12 @@ def test_epoch_without_an_applied_step_is_reported():
             verbose=0,
             callbacks=[keras_mp.callbacks.ScalerStats()],
         )
+
+
+def test_in_bfloat16_the_scale_is_1_and_not_to_blame():
+    history = fit(compiled("mixed_bfloat16"), ScalerStats(), x=POISONED)
+    assert history["scaler_scale"] == [1.0] and history["scaler_skipped"] == [2]
+    with pytest.warns(UserWarning, match="None of the last 12") as caught:
+        fit(compiled("mixed_bfloat16"), ScalerStats(), x=X * np.nan)
+    (message,) = [str(w.message) for w in caught if "None of" in str(w.message)]
+    assert "loss scale" not in message and "look for inf or NaN" in message

@@ -1,5 +1,6 @@
 """A run that only skips says so by itself."""
 
+import re
 import warnings
 
 import keras
@@ -84,9 +85,32 @@ def test_runs_that_recover_or_skip_now_and_then_are_no_alarm():
     assert alarms(compiled(), y, epochs=3) == []
 
 
-def test_without_loss_scaling_there_is_none():
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+class Root(keras.layers.Layer):
+    """Its gradient at 0 is not finite."""
+
+    def call(self, x):
+        return keras.ops.sqrt(x)
+
+
+@pytest.mark.parametrize(
+    ("last", "y", "words"),
+    [
+        ([], BAD, "forward pass has no finite result"),
+        ([Root()], GOOD + 1.0, "forward pass is finite.*sqrt"),
+    ],
+    ids=["forward", "backward"],
+)
+def test_where_nothing_is_scaled_no_scale_is_advised(last, y, words):
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1), *last])
     keras_mp.compile(model, "sgd", "mse", policy="mixed_bfloat16")
+    (message,) = alarms(model, y, x=np.zeros_like(X))
+    assert re.search(words, message) and "all 50 training steps" in message
+    assert not any(word in message for word in ("loss scale", "smaller", "65,504"))
+
+
+def test_a_bare_optimizer_raises_none():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    keras_mp.compile(model, "sgd", "mse", policy="mixed_bfloat16", guard=False)
     assert alarms(model, BAD) == []
 
 
