@@ -34,7 +34,9 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
     - our `LossScaleOptimizer` in place of a `keras.optimizers.LossScaleOptimizer`, with
       its scale, its counters and the inner optimizer's variables.
 
-    The global policy stays what it is. Does not read values back from the device.
+    A bare optimizer, as of ``guard=False``, stays bare; compile the model again with
+    ``model.optimizer`` to guard it. The global policy stays what it is. Does not read
+    values back from the device.
 
     Args:
         path: Path of the ``.keras`` file.
@@ -75,7 +77,7 @@ def holds_ours(path: str | os.PathLike[str]) -> bool:
 
     If not, it may still have been made with keras_mp: `keras_mp.set_policy` and
     `keras_mp.convert` with the name of a policy leave nothing of their own in a file,
-    except for the optimizer where the loss is scaled.
+    except for the optimizer, unless the model was in float32 or had ``guard=False``.
 
     Args:
         path: A ``.keras`` file, or a folder with what such a file holds.

@@ -29,7 +29,8 @@ class LossScaleOptimizer(Counters):
     loss by the current scale. `apply` aggregates the gradients over the replicas,
     divides them by the scale and hands them to the inner optimizer, or, if any holds
     an inf or a NaN, changes no weight and no optimizer variable. Then the scaling rule
-    sets the next scale. Nothing in a step synchronises with the device.
+    sets the next scale. Nothing in a step synchronises with the device. With the rule
+    ``StaticLossScale(1.0)`` it only checks: nothing is multiplied or divided.
 
     Every other attribute and setting (``beta_1``, ``weight_decay``, ``clipnorm``,
     `exclude_from_weight_decay`, ...) is the inner optimizer's.
