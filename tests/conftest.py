@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """What was imported stays; the garbage collector need not look at it each time.
 
-    TensorFlow and Keras are a million objects, which take a third of a second.
+    TensorFlow and Keras are 400,000 objects, which take a third of a second.
     """
     gc.collect()
     gc.freeze()
