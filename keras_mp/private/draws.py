@@ -77,3 +77,13 @@ def _dropout(choose, drop, inputs, rate, noise_shape=None, seed=None):
         return drop(inputs, rate, noise_shape, seed)
     kept = drop(keras.ops.ones_like(inputs, chosen), rate, noise_shape, seed)
     return keras.ops.where(kept != 0, inputs / (1 - rate), 0.0)
+
+
+def global_seed() -> list[keras.Variable]:
+    """Return the state of the generator that draws where no seed was given.
+
+    A list, empty if nothing was drawn so: to make the generator would itself draw.
+    """
+    module = sys.modules[keras.random.SeedGenerator.__module__]
+    generator = module.global_state.get_global_attribute("global_seed_generator")
+    return [] if generator is None else [generator.state]

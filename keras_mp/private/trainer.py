@@ -106,6 +106,24 @@ def compiled_losses(model, y, y_pred):
     return [(each.name, each.loss) for each in losses]
 
 
+def losses_uncounted(model):
+    """Return what to change for the means of the losses of ``model`` to count nothing.
+
+    One for each of several losses. Counting one batch alone would have other machines
+    wait.
+
+    Returns:
+        A list, as of `attributes.attributes_for_now`.
+    """
+    compiled = getattr(model, "_compile_loss", None)
+    metrics = [] if compiled is None else compiled.metrics
+    return [(metric, {"update_state": _count_nothing}) for metric in metrics]
+
+
+def _count_nothing(*args, **kwargs):
+    pass
+
+
 def takes_training(model):
     """Return whether the ``call`` of ``model`` takes the argument ``training``."""
     return model._call_has_training_arg

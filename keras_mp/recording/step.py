@@ -56,7 +56,9 @@ class Pass:
     def __init__(
         self, model: keras.Model, batch: Batch, loss: Callable | None = None
     ) -> None:
-        self._variables = model.trainable_variables
+        self._weights = [
+            _on_replicas(model, variable)[0] for variable in model.trainable_variables
+        ]
         self._tape = tf.GradientTape(persistent=True)
         self.losses: dict[str, Any] = {}
         taps = Taps(model)
@@ -80,7 +82,7 @@ class Pass:
             scale: The loss scale, a number or a scalar float32 tensor.
         """
         tensors = [(call.inputs, call.outputs) for call in self.calls]
-        sources = (tensors, [variable.value for variable in self._variables])
+        sources = (tensors, self._weights)
         flat = self._tape.gradient(
             self.loss,
             keras.tree.flatten(sources),
@@ -124,6 +126,7 @@ def _noting_losses(
         (loss, {"call": noting(name, loss.call)})
         for name, loss in private.trainer.compiled_losses(model, y, y_pred)
     ]
+    changes += private.trainer.losses_uncounted(model)
     with private.attributes.attributes_for_now(changes):
         yield
 
@@ -132,10 +135,11 @@ def _noting_losses(
 def unchanged(model: keras.Model) -> Iterator[None]:
     """Put back all that a forward pass changes in ``model``: variables and losses.
 
-    Weights too, which some layers assign. Values are kept by reference, not copied.
+    Weights too, which some layers assign; and every replica's copies, which may
+    differ. Values are kept by reference, not copied.
     """
-    variables = [*model.variables, *model.metrics_variables]
-    values = private.variables.values_of(variables)
+    copies = _copies_of(model)
+    values = list(map(tf.convert_to_tensor, copies))
     layers = private.layers.walk(model)
     changes = [
         change for each in layers for change in private.attributes.losses_apart(each)
@@ -144,10 +148,27 @@ def unchanged(model: keras.Model) -> Iterator[None]:
         try:
             yield
         finally:
-            now = private.variables.values_of(variables)
-            for variable, value, new in zip(variables, values, now, strict=True):
-                if new is not value and not _equal(value, new):
-                    variable.assign(value)
+            for copy, value in zip(copies, values, strict=True):
+                if not _equal(value, tf.convert_to_tensor(copy)):
+                    copy.assign(value)
+
+
+def _copies_of(model: keras.Model) -> list[Any]:
+    """Return all variables that a step of ``model`` may change, of each replica here.
+
+    Each by itself: to read them as one would have other machines wait.
+    """
+    variables = [*model.variables, *model.metrics_variables]
+    variables += private.draws.global_seed()
+    return [copy for variable in variables for copy in _on_replicas(model, variable)]
+
+
+def _on_replicas(model: keras.Model, variable: keras.Variable) -> tuple[Any, ...]:
+    """Return the copies that the replicas of this machine have of a variable."""
+    strategy = private.trainer.strategy_of(model)
+    if strategy is None:
+        return (variable.value,)
+    return strategy.experimental_local_results(variable.value)
 
 
 def _equal(one: Any, other: Any) -> bool:
