@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 #: The text of an entry; None where there is no value, which is shown as a dash.
@@ -13,6 +14,20 @@ GAP = "  "  # between columns of text
 def number(value: float | None, form: str = ".2f", unit: str = "") -> Cell:
     """Return a number in the given form with its unit; None if there is none."""
     return None if value is None else format(value, form) + unit
+
+
+def scale(value: float) -> str:
+    """Return a loss scale in digits, or as a power of two if these are many.
+
+    Example:
+
+    >>> scale(32768.0), scale(2.0**24), scale(0.5), scale(0.3)
+    ('32768', '2**24', '2**-1', '0.3')
+    """
+    mantissa, exponent = math.frexp(value)
+    if mantissa == 0.5 and not 1 <= value < 1e6:
+        return f"2**{exponent - 1}"
+    return f"{value:.0f}" if value < 1e6 and value.is_integer() else f"{value:g}"
 
 
 def aligned(rows: Iterable[Sequence[Cell]], numbers: bool = True) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_mp import policies
+from keras_mp import policies, tables
 from keras_mp.diagnosis import culprits, scales, search
 from keras_mp.diagnosis.culprit import Culprit
 from keras_mp.diagnosis.report import Diagnosis, layers_of, underflow
@@ -183,7 +183,8 @@ def _remedy(
     at_safe = judge()
     if not at_safe:
         policy = search.policy_with(model, ())
-        return policy, f"No rule is needed at a loss scale of {safe:g} or less."
+        fitting = tables.scale(safe or 1.0)
+        return policy, f"No rule is needed at a loss scale of {fitting} or less."
     policy = search.fewest_rules(model, at_safe, judge)
     if policy is None:
         return (

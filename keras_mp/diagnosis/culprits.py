@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_mp import policies, private
+from keras_mp import policies, private, tables
 from keras_mp.diagnosis import causes
 from keras_mp.diagnosis.causes import Cause
 from keras_mp.diagnosis.culprit import Culprit
@@ -243,8 +243,9 @@ def _of_loss(case: Case) -> Iterator[Culprit]:
             fix = "Scale the targets, or weight the loss with a smaller number"
             yield Culprit(case.model.name, "output", "loss", "overflow", evidence, fix)
         elif not math.isfinite(np.float32(record.loss) * np.float32(record.scale)):
-            evidence = f"the loss of {record.loss:.3g} times the scale {record.scale:g}"
-            fix = f"Lower the loss scale to {case.safe_scale or 1.0:g}"
+            scale = tables.scale(record.scale)
+            evidence = f"the loss of {record.loss:.3g} times the scale {scale}"
+            fix = f"Lower the loss scale to {tables.scale(case.safe_scale or 1.0)}"
             yield Culprit(case.model.name, "output", "loss", "overflow", evidence, fix)
 
 
@@ -268,16 +269,17 @@ def _backward_culprit(
             if weight.layer == call.path and weight.name == cause.tensor
         )
     tensor = next(each for each in gradients if each is not None and is_bad(each))
+    at_scale = f"at the loss scale {tables.scale(case.record.scale)}"
     if tensor.finite:
         kind = "underflow"
         share = tensor.error.vanished  # pyright: ignore[reportOptionalMemberAccess]
         evidence = (
             f"{share:.0%} of the numbers are 0 in {tensor.dtype} that are not in "
-            f"float32, at the loss scale {case.record.scale:g}"
+            f"float32, {at_scale}"
         )
     else:
         kind = _kind(case, cause, tensor)
-        evidence = f"{_share(tensor.measures)} at the loss scale {case.record.scale:g}"
+        evidence = f"{_share(tensor.measures)} {at_scale}"
     fix = _scale_fix(case, kind) or _float32_or(case, cause, call.path)
     return Culprit(call.path, cause.tensor, "backward", kind, evidence, fix)
 
@@ -288,10 +290,11 @@ def _scale_fix(case: Case, kind: str) -> str | None:
         return None
     if kind == "overflow" and safe < scale:
         return (
-            f"Lower the loss scale to {safe:g}; dynamic loss scaling does so by itself"
+            f"Lower the loss scale to {tables.scale(safe)}; dynamic loss scaling does "
+            "so by itself"
         )
     if kind == "underflow" and safe > scale:
-        return f"Raise the loss scale, up to {safe:g}"
+        return f"Raise the loss scale, up to {tables.scale(safe)}"
     return None
 
 

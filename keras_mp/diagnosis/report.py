@@ -1,4 +1,4 @@
-"""`Diagnosis`: what `keras_mp.diagnose` found, and how it is shown."""
+"""`Diagnosis`: what `keras_mp.diagnose` found."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_mp import tables
 from keras_mp.diagnosis.culprit import Culprit
+from keras_mp.diagnosis.text import text_of
 from keras_mp.recording import FLOAT32, FORMATS, Error, Measures, Record, Tensor, merged
-
-#: Characters of a layer's path in a table, which has 100 in a row.
-_PATH = 36
 
 
 class LayerNumbers(NamedTuple):
@@ -103,25 +100,7 @@ class Diagnosis:
         return math.log2(self.largest_safe_scale / self.scale)
 
     def __str__(self) -> str:
-        parts = [self._head(), *map(str, self.culprits), self.verdict, self._table()]
-        return "\n".join(parts)
-
-    def _head(self) -> str:
-        safe, room = self.largest_safe_scale, self.headroom
-        text = f"loss {self.loss:.6g} at the loss scale {self.scale:g}"
-        if safe is not None:
-            text += f"; largest safe scale {safe:g} ({room:+g} bits)"
-        return f"{text}; gradients lost to underflow {self.underflow:.2%}"
-
-    def _table(self) -> str:
-        out, back = ("output", "room", "ulps"), ("gradient", "room", "ulps", "cosine")
-        head = ("layer", "computes in", *out, *back)
-        rows = [head, *map(_row, self.layers)]
-        note = (
-            "output, gradient: largest magnitude; room: bits to the end of the dtype;\n"
-            "ulps, cosine: against float32, the error in units in the last place"
-        )
-        return f"{tables.aligned(rows)}\n{note}"
+        return text_of(self)
 
     def to_json(self) -> str:
         """Return everything as a JSON object; numbers that are not finite as text."""
@@ -151,35 +130,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
-
-
-def _row(layer: LayerNumbers) -> list[tables.Cell]:
-    out, back = layer.output_error, layer.gradient_error
-    return [
-        _short(layer.path),
-        layer.dtype or None,
-        _size(layer.output),
-        _room(layer.headroom),
-        tables.number(out and out.ulps, ".3g"),
-        _size(layer.gradient),
-        _room(layer.gradient_headroom),
-        tables.number(back and back.ulps, ".3g"),
-        tables.number(back and back.cosine, ".4f"),
-    ]
-
-
-def _short(path: str) -> str:
-    return path if len(path) <= _PATH else "…" + path[1 - _PATH :]
-
-
-def _size(measures: Measures) -> tables.Cell:
-    if measures.nans or measures.infs:
-        return "NaN" if measures.nans else "inf"
-    return f"{measures.largest:.2g}" if measures.size else None
-
-
-def _room(bits: float) -> tables.Cell:
-    return None if math.isinf(bits) else f"{bits:.0f}"
 
 
 def _bits(largest: float, magnitude: float) -> float:
