@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_export(commands)
     _add_lint(commands)
+    _add_diagnose(commands)
     return parser
 
 
@@ -136,6 +137,45 @@ def _add_lint(commands: Any) -> None:
     )
     parser.add_argument(
         "--json", action="store_true", help="print a JSON array of the findings"
+    )
+
+
+def _add_diagnose(commands: Any) -> None:
+    parser = commands.add_parser(
+        "diagnose",
+        help="say which layer of a model went wrong on a batch",
+        description="Run one batch through a model of a .keras file, forward and "
+        "backward, and say which layer went wrong, where, and what to do. The exit "
+        "status is 1 if anything did, and 0 for a clean batch. The file is loaded as "
+        "`keras-mp lint` does.",
+    )
+    parser.add_argument("model", metavar="MODEL.keras")
+    parser.add_argument(
+        "--data",
+        metavar="FILE.npz",
+        required=True,
+        help="arrays x, y and maybe sample_weight",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive(int),
+        default=32,
+        metavar="N",
+        help="how many of the samples, from the first (default: 32)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=positive(float),
+        metavar="S",
+        help="the loss scale (default: that of the model's optimizer)",
+    )
+    parser.add_argument(
+        "--loss",
+        metavar="NAME",
+        help="if the model was not compiled; instead of its own otherwise",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print everything as a JSON object"
     )
 
 

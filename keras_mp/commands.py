@@ -15,9 +15,10 @@ import textwrap
 
 import keras
 
-from keras_mp import hardware, model_files, processes
+from keras_mp import data_files, hardware, model_files, processes
 from keras_mp.compare import custom, picture, report, runner, tasks, worker
 from keras_mp.compare.tasks import Job
+from keras_mp.diagnosis import diagnose as diagnose_model
 from keras_mp.export import export as export_model
 from keras_mp.hardware import MIXED_POLICIES
 from keras_mp.lint import lint as lint_model
@@ -141,6 +142,29 @@ def lint(arguments: argparse.Namespace) -> int:
     return int(any(finding.severity != "note" for finding in findings))
 
 
+def diagnose(arguments: argparse.Namespace) -> int:
+    """Run the ``diagnose`` command; return its exit code."""
+    path, called = arguments.model, f"--data {arguments.data}"
+    model = model_files.load(
+        path, path, "diagnose it", "keras_mp.diagnose", _load_as_saved
+    )
+    arrays = data_files.read(arguments.data, called, ["sample_weight"])
+    for name in arrays:
+        data_files.check_same_samples(called, "x", name, arrays)
+    batch = {name: array[: arguments.batch_size] for name, array in arrays.items()}
+    loss = None
+    if arguments.loss or not model.compiled:
+        loss = custom.loss_of(arguments.loss, path)
+    try:
+        found = diagnose_model(model, **batch, scale=arguments.scale, loss=loss)
+    except Exception as error:
+        called = f"{path} {called}"
+        x, y = batch["x"], batch["y"]
+        raise custom.does_not_fit(called, model, x, y, error) from None
+    show(found.to_json() if arguments.json else str(found))
+    return int(bool(found.culprits))
+
+
 def _load_as_saved(path: str) -> keras.Model:
     """Load a model as `keras_mp.load_model` does if it was made with keras_mp."""
     return load_model(path) if holds_ours(path) else keras.saving.load_model(path)
@@ -202,4 +226,5 @@ COMMANDS = {
     "train": train,
     "export": export,
     "lint": lint,
+    "diagnose": diagnose,
 }

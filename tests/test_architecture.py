@@ -179,7 +179,9 @@ ROOMS = {
         "version",
     },
     "model_files": {"api", "terminal"},
+    "data_files": {"terminal"},
     "compare": {
+        "data_files",
         "hardware",
         "model_files",
         "processes",
@@ -189,6 +191,8 @@ ROOMS = {
     },
     "commands": {
         "compare",
+        "data_files",
+        "diagnosis",
         "export",
         "hardware",
         "lint",

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
 from typing import Any
 
 import keras
 import numpy as np
 
 import keras_mp
-from keras_mp import model_files
+from keras_mp import data_files, model_files
 from keras_mp.compare.tasks import Data, Job, Task, loss_scaling
 from keras_mp.terminal import UserError, explain
-
-SAVE_DATA = 'write it with np.savez("data.npz", x=x, y=y)'
 
 
 def check_files(job: Job) -> None:
@@ -44,12 +40,12 @@ def load_data(job: Job) -> Data:
         UserError: The file cannot be read, or its arrays cannot be trained on.
     """
     called = f"--data {job.data}"
-    arrays = _read(str(job.data), called)
+    arrays = data_files.read(str(job.data), called, ("x_val", "y_val"))
     for name, array in arrays.items():
-        _check_array(called, name, array)
+        _check_finite(called, name, array)
     for first, second in (("x", "y"), ("x_val", "y_val")):
         if first in arrays:
-            _check_pair(called, first, second, arrays)
+            data_files.check_same_samples(called, first, second, arrays)
     if "x_val" in arrays:
         return Data(**arrays, notes=[_note(arrays["x"], arrays["x_val"])])
     x, y = arrays["x"], arrays["y"]
@@ -69,53 +65,7 @@ def _note(x: np.ndarray, x_val: np.ndarray) -> str:
     return f"{len(x):,} training samples, {len(x_val):,} validation samples"
 
 
-def _read(path: str, called: str) -> dict[str, np.ndarray]:
-    if not os.path.isfile(path):
-        raise explain(called, "an .npz file", "no such file", "check the path")
-    if not zipfile.is_zipfile(path):
-        raise explain(
-            called, "arrays in numpy's .npz format", "another format", SAVE_DATA
-        )
-    arrays = {}
-    with np.load(path, allow_pickle=False) as archive:
-        names = archive.files
-        both = "x_val" in names or "y_val" in names
-        wanted = ["x", "y"] + (["x_val", "y_val"] if both else [])
-        missing = [name for name in wanted if name not in names]
-        if missing:
-            raise explain(
-                called,
-                f"the arrays {', '.join(wanted)}",
-                f"{', '.join(names) or 'no array'}: {', '.join(missing)} missing",
-                SAVE_DATA + (", x_val and y_val both or neither" if both else ""),
-            )
-        for name in wanted:
-            try:
-                arrays[name] = archive[name]
-            except ValueError:  # an object array would have to be unpickled
-                raise _not_numbers(called, name, "object") from None
-    return arrays
-
-
-def _not_numbers(called: str, name: str, dtype: str) -> UserError:
-    return explain(
-        called,
-        f"numbers (bool, integer or floating point) in {name}",
-        f"dtype {dtype}",
-        "make every sample the same shape and convert, e.g. x.astype('float32')",
-    )
-
-
-def _check_array(called: str, name: str, array: np.ndarray) -> None:
-    if array.dtype.kind not in "biuf":
-        raise _not_numbers(called, name, str(array.dtype))
-    if array.ndim == 0 or array.size == 0:
-        raise explain(
-            called,
-            f"at least one sample in {name}, samples along the first axis",
-            f"an array of shape {array.shape}",
-            SAVE_DATA,
-        )
+def _check_finite(called: str, name: str, array: np.ndarray) -> None:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(array))
         raise explain(
@@ -124,22 +74,6 @@ def _check_array(called: str, name: str, array: np.ndarray) -> None:
             f"{len(bad):,} NaN or infinite values, the first in sample {bad[0][0]}",
             "remove or replace them: one is enough to make the whole model NaN",
         )
-
-
-def _check_pair(
-    called: str, first: str, second: str, arrays: dict[str, np.ndarray]
-) -> None:
-    lengths = len(arrays[first]), len(arrays[second])
-    if lengths[0] != lengths[1]:
-        raise explain(
-            called,
-            f"as many samples in {first} as in {second}",
-            f"{lengths[0]:,} in {first} and {lengths[1]:,} in {second}",
-            "save both arrays from the same samples",
-        )
-    for name in (first, second):
-        if arrays[name].dtype.kind == "f":
-            arrays[name] = arrays[name].astype("float32")
 
 
 def build(job: Job, policy: str, data: Data) -> keras.Model:
@@ -156,13 +90,8 @@ def build(job: Job, policy: str, data: Data) -> keras.Model:
     try:
         model.evaluate(data.x[:2], data.y[:2], batch_size=2, verbose=0)
     except Exception as error:
-        raise explain(
-            f"{called} --data {job.data}",
-            "x and y of the shapes that the model and its loss take: "
-            f"input {_shape(model, 'input')}, output {_shape(model, 'output')}",
-            f"x {data.x.shape}, y {data.y.shape}: {model_files.on_one_line(error)}",
-            "reshape the arrays, or choose another --loss",
-        ) from None
+        called = f"{called} --data {job.data}"
+        raise does_not_fit(called, model, data.x, data.y, error) from None
     return model
 
 
@@ -176,29 +105,51 @@ def _compile_arguments(model: keras.Model, job: Job) -> dict[str, Any]:
         if saved.get(name) is not None
     }
     if job.loss or "loss" not in arguments:
-        arguments["loss"] = _loss(job)
+        arguments["loss"] = loss_of(job.loss, f"--model {job.model}")
         arguments.setdefault("metrics", _metrics(job.loss or ""))
     arguments["optimizer"] = _optimizer(job, arguments.get("optimizer", "adam"))
     return arguments
 
 
-def _loss(job: Job) -> Any:
-    if not job.loss:
+def loss_of(name: str | None, called: str) -> Any:
+    """Return the loss that ``--loss`` names.
+
+    Args:
+        name: The name; None if it was not given.
+        called: What the user typed for a model without a loss, for the message.
+
+    Raises:
+        UserError: There is no name, or it names no loss.
+    """
+    if not name:
         raise explain(
-            f"--model {job.model}",
+            called,
             "a compiled model, or the name of a loss",
             "a model that was saved without compile()",
             "add --loss, e.g. --loss sparse_categorical_crossentropy or --loss mse",
         )
     try:
-        return keras.losses.get(job.loss)
+        return keras.losses.get(name)
     except ValueError:
         raise explain(
-            f"--loss {job.loss}",
+            f"--loss {name}",
             "the name of a loss in keras.losses",
             "an unknown name",
             "write e.g. mse, binary_crossentropy, sparse_categorical_crossentropy",
         ) from None
+
+
+def does_not_fit(
+    called: str, model: keras.Model, x: Any, y: Any, error: Exception
+) -> UserError:
+    """Return the error for arrays that a model or its loss cannot take."""
+    return explain(
+        called,
+        "x and y of the shapes that the model and its loss take: "
+        f"input {_shape(model, 'input')}, output {_shape(model, 'output')}",
+        f"x {x.shape}, y {y.shape}: {model_files.on_one_line(error)}",
+        "reshape the arrays, or choose another --loss",
+    )
 
 
 def _metrics(loss: str) -> list[str]:
