@@ -148,7 +148,7 @@ ROOMS = {
         "speed",
         "training",
     },
-    "callbacks": {"optimizer"},
+    "callbacks": {"diagnosis", "optimizer", "private", "scaling"},
     "export": {"dtypes", "float32_model", "private"},
     "memory": {
         "hardware",
