@@ -8,7 +8,7 @@ from keras_mp.lint import Finding, lint
 from keras_mp.loading import load_model
 from keras_mp.memory import MemoryReport, memory_report
 from keras_mp.ops import float32
-from keras_mp.optimizer import LossScaleOptimizer
+from keras_mp.optimizer import LossScaleOptimizer, SpikeRule
 from keras_mp.placement import Placement, PlacementReport
 from keras_mp.policies import Policy, policy_scope, set_policy
 from keras_mp.training import compile, wrap_optimizer
@@ -24,6 +24,7 @@ __all__ = [
     "Placement",
     "PlacementReport",
     "Policy",
+    "SpikeRule",
     "__version__",
     "callbacks",
     "compile",

@@ -107,6 +107,21 @@ def _at_least_float32(tensor):
     return ops.cast(tensor, "float32") if dtypes.is_low(tensor) else tensor
 
 
+def norm(gradients: Iterable[Any]) -> Any:
+    """Return the Euclidean norm of all numbers in ``gradients``, a float32 scalar.
+
+    inf if their squares overflow float32. Rows that a sparse gradient holds twice are
+    not added up, as in Keras's ``global_clipnorm``.
+
+    Does not synchronise with the device.
+    """
+    parts = kinds.dense_parts(gradients)
+    if not private.tracing.in_xla():
+        parts = [stack for _, stack in stacks.small_ones_stacked(parts)]
+    squares = [ops.sum(ops.square(ops.cast(part, "float32"))) for part in parts]
+    return ops.sqrt(ops.sum(ops.stack([ops.convert_to_tensor(0.0), *squares])))
+
+
 def largest(gradients: Iterable[Any]) -> Any:
     """Return the largest absolute value in ``gradients`` as a float32 scalar tensor.
 

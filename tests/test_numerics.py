@@ -133,6 +133,23 @@ def test_largest_is_the_largest_absolute_value_in_float32(run, dtype):
     assert float(result) == 96.0
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_norm_is_that_of_all_numbers(run, dtype):
+    numbers = np.linspace(-2, 2, 24).reshape(6, 2, 2).astype("float32")
+    gradients = [
+        None,
+        sparse(GOOD_ROWS, dtype),
+        *tf.unstack(tf.constant(numbers, dtype)),
+    ]
+    every = np.concatenate([np.ravel(GOOD_ROWS), numbers.ravel()])
+    result = run(numerics.norm)(gradients)
+    assert result.dtype == tf.float32
+    # The numbers are rounded to 8 bits at the least, their squares twice as much.
+    np.testing.assert_allclose(result, np.linalg.norm(every), rtol=2**-7)
+    assert float(run(numerics.norm)([tf.constant([1.0, np.inf])])) == np.inf
+    assert float(run(lambda: numerics.norm([None]))()) == 0.0
+
+
 @pytest.mark.parametrize("infinite", [np.inf, -np.inf])
 def test_largest_is_inf_where_a_gradient_is(run, infinite):
     gradients = [tf.constant([1.0, infinite]), sparse(GOOD_ROWS)]

@@ -2,5 +2,6 @@
 
 from keras_mp.optimizer.arguments import checked_inner
 from keras_mp.optimizer.optimizer import LossScaleOptimizer
+from keras_mp.optimizer.spike_rule import SpikeRule, checked_spike_rule
 
-__all__ = ["LossScaleOptimizer", "checked_inner"]
+__all__ = ["LossScaleOptimizer", "SpikeRule", "checked_inner", "checked_spike_rule"]

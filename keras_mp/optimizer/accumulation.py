@@ -91,6 +91,17 @@ class Window:
         for total in self._sums:
             total.assign(ops.zeros_like(total))
 
+    def discard_if(self, condition):
+        """Start a new window without an update, if ``condition`` is true.
+
+        Args:
+            condition: Scalar bool tensor. Called in a replica.
+        """
+        position = ops.mod(self._micro_batches.value, self._steps)
+        self._micro_batches.assign_sub(ops.where(condition, position, 0))
+        for total in self._sums:
+            total.assign(ops.where(condition, ops.zeros_like(total), total))
+
     def _present(self, gradients):
         triples = zip(self._sums, gradients, self._variables, strict=True)
         return [triple for triple in triples if triple[1] is not None]

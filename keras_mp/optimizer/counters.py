@@ -6,7 +6,14 @@ import keras
 
 from keras_mp.optimizer.by_variable import Tracking
 from keras_mp.optimizer.rule_settings import RuleSettings
+from keras_mp.optimizer.spike_rule import SpikeRule
+from keras_mp.optimizer.spikes import Spikes
 from keras_mp.scaling import LossScale
+
+_STATELESS = (
+    "LossScaleOptimizer.stateless_apply() cannot skip spikes. Use `apply`, or leave "
+    "skip_spikes out."
+)
 
 
 class Counters(RuleSettings):
@@ -15,6 +22,7 @@ class Counters(RuleSettings):
     Args:
         inner_optimizer: A `keras.optimizers.Optimizer`.
         rule: A rule of `keras_mp.scaling`.
+        spike_rule: A `SpikeRule`, or None.
         name: Name of the optimizer.
         **kwargs: Accepted and refused as by Keras's class.
     """
@@ -23,11 +31,23 @@ class Counters(RuleSettings):
         self,
         inner_optimizer: keras.optimizers.Optimizer,
         rule: LossScale,
+        spike_rule: SpikeRule | None = None,
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(inner_optimizer, rule, name=name, **kwargs)
         self._tracking = Tracking()
+        self._spikes: Any = Spikes(spike_rule, self) if spike_rule else None
+
+    @property
+    def skip_spikes(self) -> SpikeRule | None:
+        """The rule by which steps are skipped as spikes, or None."""
+        return self._spikes.rule if self._spikes else None
+
+    def _check_stateless(self) -> None:
+        self._tracking.check_stateless()
+        if self._spikes:
+            raise RuntimeError(_STATELESS)
 
     def count_loss(self, nonfinite: Any) -> None:
         """Count a step whose loss was not finite.
@@ -54,11 +74,13 @@ class Counters(RuleSettings):
             ``backoffs`` (changes of the scale), and ``nonfinite_losses`` (steps whose
             loss was inf or NaN, skipped or not: those of ``fit`` and
             ``train_on_batch`` after `keras_mp.compile`, not those of your own loops;
-            each machine counts its own).
+            each machine counts its own). With ``skip_spikes`` also ``spikes``: those of
+            the skipped steps that were finite.
 
         Synchronises with the device.
         """
-        return self._scaler.stats()
+        spikes = self._spikes.stats() if self._spikes else {}
+        return self._scaler.stats() | spikes
 
     def overflows_by_replica(self) -> list[int]:
         """Return how often each replica's own gradients were not finite.

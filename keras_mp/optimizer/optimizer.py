@@ -16,6 +16,7 @@ from keras_mp.optimizer.arguments import (
     rule_of,
 )
 from keras_mp.optimizer.counters import Counters
+from keras_mp.optimizer.spike_rule import SpikeRule, checked_spike_rule
 from keras_mp.optimizer.step import Step
 from keras_mp.saving import register
 from keras_mp.scaling import LossScale
@@ -49,10 +50,17 @@ class LossScaleOptimizer(Counters):
             float32 gradients are summed over the replicas, which halves what crosses
             the network. Sums cannot overflow; a gradient that does not fit float16 is
             an overflow like any other. No effect on one device.
+        skip_spikes: None; True; or a `keras_mp.SpikeRule`, whose defaults True stands
+            for: whether a step is skipped too if its loss or the norm of its gradients
+            lies far above those of the last steps. The loss is what `scale_loss` was
+            given, summed over the replicas. A loop without it, or one that calls it
+            and `apply` in two functions, and gradient accumulation, have norms judged
+            only; there the window whose mean is a spike is dropped.
         **kwargs: Accepted and refused as by Keras's class.
 
     Raises:
-        TypeError: ``inner_optimizer`` is not an optimizer.
+        TypeError: ``inner_optimizer`` is not an optimizer, or ``skip_spikes`` none of
+            these.
         ValueError: ``inner_optimizer`` already scales its loss; a scale is not finite
             and above 0; ``all_reduce_dtype`` is another dtype; or both a rule and
             ``initial_scale`` or ``dynamic_growth_steps`` are given.
@@ -77,13 +85,15 @@ class LossScaleOptimizer(Counters):
         *,
         initial_scale: float | None = None,
         all_reduce_dtype: str | None = None,
+        skip_spikes: SpikeRule | bool | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         inner = checked_inner(inner_optimizer)
         all_reduce_dtype = checked_all_reduce_dtype(all_reduce_dtype)
         rule = rule_of(scaling, initial_scale, dynamic_growth_steps)
+        spike_rule = checked_spike_rule("LossScaleOptimizer", skip_spikes)
         factor = inner.loss_scale_factor
-        super().__init__(inner, rule, name=name, **kwargs)
+        super().__init__(inner, rule, spike_rule, name=name, **kwargs)
         self._all_reduce_dtype = all_reduce_dtype
         if factor is not None and getattr(rule, "scale", None) != factor:
             warnings.warn(
@@ -116,6 +126,8 @@ class LossScaleOptimizer(Counters):
         512.0
         """
         self._loop.loss_was_scaled()
+        if self._spikes:
+            self._spikes.note(loss)
         scale = self._scaler.divisor
         return loss if scale is None else ops.multiply(loss, scale)
 
@@ -210,6 +222,7 @@ class LossScaleOptimizer(Counters):
             aggregated=not aggregate_gradients,
             wire_dtype=self._all_reduce_dtype,
             by_variable=self._tracking.of_step(self.inner_optimizer),
+            spikes=self._spikes,
         ).run()
 
     def apply_gradients(
@@ -273,9 +286,9 @@ class LossScaleOptimizer(Counters):
             two sequences of tensors of the same shapes and dtypes.
 
         Raises:
-            RuntimeError: After `track_overflows`, whose counts are no such values.
+            RuntimeError: After `track_overflows`, or with ``skip_spikes``.
         """
-        self._tracking.check_stateless()
+        self._check_stateless()
         mapping = list(zip(self.variables, optimizer_variables, strict=True))
         with keras.StatelessScope(state_mapping=mapping) as scope:
             verdict = self._scaler.judge(grads, unscaled=False)
@@ -330,6 +343,10 @@ class LossScaleOptimizer(Counters):
         }
         if self._all_reduce_dtype:
             config["all_reduce_dtype"] = self._all_reduce_dtype
+        if self.skip_spikes:
+            config["skip_spikes"] = keras.saving.serialize_keras_object(
+                self.skip_spikes
+            )
         rule, growth_steps = self.scaling, self.dynamic_growth_steps
         if growth_steps and rule == rule_of(None, self.initial_scale, growth_steps):
             config["initial_scale"] = self.initial_scale

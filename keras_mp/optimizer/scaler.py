@@ -78,15 +78,26 @@ class Scaler:
             largest = ops.divide(largest, self.scale)
         return Verdict(finite, largest)
 
-    def advance(self, verdict):
-        """Let the rule set the next scale, and count the step."""
+    def advance(self, verdict, spike=None):
+        """Let the rule set the next scale, and count the step.
+
+        Args:
+            verdict: The `Verdict` on the step's gradients.
+            spike: None, or a scalar bool tensor: whether the step is skipped as a
+                spike. Then the rule's state stays as it is.
+        """
         old = self._read_state(lambda variable: variable.value)
         new = self.rule.update(old, verdict)
+        applied = verdict.finite
+        if spike is not None:
+            pairs = zip(old, new, strict=True)
+            new = type(new)(*(ops.where(spike, *pair) for pair in pairs))
+            applied = ops.logical_and(applied, ops.logical_not(spike))
         exhausted = self.rule.exhausted(old, verdict)
         grown = ops.greater(new.scale, old.scale)
         shrunk = ops.less(new.scale, old.scale)
-        bad = ops.logical_not(verdict.finite)
-        events = ops.stack([verdict.finite, bad, bad, grown, shrunk])
+        bad = ops.logical_not(applied)
+        events = ops.stack([applied, bad, bad, grown, shrunk])
         ongoing = ops.stack([True, True, bad, True, True])
         self._counters.assign(
             self._counters * ops.cast(ongoing, self._counters.dtype)

@@ -9,7 +9,7 @@ taken where the replicas meet: a branch taken inside a replica may hold no
 
 import contextlib
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras import ops
 
@@ -32,6 +32,7 @@ class Step:
         wire_dtype: The dtype in which they are summed over the replicas, or None for
             their own.
         by_variable: What counts overflows by variable, or None.
+        spikes: The `Spikes` that may skip a finite step too, or None.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Step:
         aggregated,
         wire_dtype,
         by_variable,
+        spikes,
     ):
         self._scaler = scaler
         self._inner = inner
@@ -59,6 +61,8 @@ class Step:
             self._window = Window(inner, variables, self._scale)
         self._plan = fused.Plan(inner, self._scale, gradients, variables)
         self._overflows = Overflows(scaler, variables, by_variable)
+        self._spikes = spikes
+        self._loss = spikes.noted() if spikes and self._window is None else None
 
     def run(self):
         """Take the step. Called in a replica, whose gradients these are.
@@ -68,11 +72,14 @@ class Step:
         """
         accumulates = self._window is not None
         distribute.check_apply(self._scaler.scale.value, accumulates)
-        distribute.meet(self._take, self._gradients)
+        distribute.meet(self._take, self._gradients, self._loss)
 
-    def _take(self, devices, gradients):
-        take = self._update_if_finite if self._window is None else self._accumulate
-        self._scaler.advance(take(devices, gradients))
+    def _take(self, devices, gradients, loss):
+        if self._window is None:
+            outcome = self._update_if_good(devices, gradients, loss)
+        else:
+            outcome = self._accumulate(devices, gradients)
+        self._scaler.advance(outcome.verdict, outcome.spike)
 
     def _accumulate(self, devices, gradients):
         """Collect a micro-batch, or close the window and update with its mean."""
@@ -80,7 +87,7 @@ class Step:
 
         def close():
             mean = devices.run(window.mean, gradients)
-            return _known(self._update_if_finite(devices, mean))
+            return self._update_if_good(devices, mean).facts()
 
         def collect():
             verdict, whose = self._judge_each(devices, gradients)
@@ -89,12 +96,15 @@ class Step:
                 lambda: distribute.no_value(devices.run(window.collect, gradients)),
                 functools.partial(self._overflows.count, whose),
             )
-            return _known(verdict)
+            spike = ops.convert_to_tensor(False) if self._spikes else None
+            return Outcome(verdict, spike).facts()
 
-        return Verdict(*devices.cond(window.is_last(), close, collect))
+        facts = devices.cond(window.is_last(), close, collect)
+        spike = facts.pop() if self._spikes else None
+        return Outcome(Verdict(*facts), spike)
 
-    def _update_if_finite(self, devices, gradients):
-        """Aggregate and judge; update if all is finite. Return the verdict."""
+    def _update_if_good(self, devices, gradients, loss=None):
+        """Aggregate and judge; update if all is good. Return the `Outcome`."""
         if self._aggregated:
             verdict, whose = self._judge_each(devices, gradients)
             count = functools.partial(self._overflows.count, whose)
@@ -104,14 +114,42 @@ class Step:
             verdict = self._scaler.judge(total, self._unscaled)
             whose = self._overflows.whose(devices, verdict.finite, own)
             count = functools.partial(self._overflows.count, whose, total)
+        spike = None
+        if self._spikes:
+            spike = self._judge_spike(devices, verdict, gradients, loss)
+        outcome = Outcome(verdict, spike)
+        good = outcome.is_good()
         if self._window is None and self._plan.unconditional:
-            self._update(devices, gradients, verdict.finite)
+            self._update(devices, gradients, good)
             if self._overflows.are_counted():
                 devices.cond(verdict.finite, distribute.no_value, count)
         else:
             update = functools.partial(self._update, devices, gradients)
-            devices.cond(verdict.finite, update, count)
-        return verdict
+            skip = functools.partial(self._skip, devices, count, spike)
+            devices.cond(good, update, skip)
+        return outcome
+
+    def _skip(self, devices, count, spike):
+        """Count overflows; of a spike, which all of a window made, drop the window."""
+        count()
+        if self._window is not None and spike is not None:
+            devices.run(self._window.discard_if, spike)
+
+    def _judge_spike(self, devices, verdict, gradients, loss):
+        """Return whether the step is a spike, the same on all replicas."""
+        if self._aggregated:
+            norm = ops.max(devices.gather(devices.run(self._norm, gradients)))
+        else:
+            norm = self._norm(devices.first(gradients))
+        if loss is not None:
+            loss = ops.sum(devices.gather(loss))
+        return self._spikes.judge(verdict.finite, loss, norm)
+
+    def _norm(self, gradients):
+        """Return the norm of ``gradients``, unscaled."""
+        pairs = zip(gradients, self._variables, strict=True)
+        norm = numerics.norm([g for g, v in pairs if not kinds.overwrites(v)])
+        return norm if self._scale is None else ops.divide(norm, self._scale)
 
     def _sum(self, gradients):
         """Return ``gradients`` summed over the replicas. Called in each replica."""
@@ -127,7 +165,7 @@ class Step:
         """
 
         def facts(gradients):
-            verdict = _known(self._scaler.judge(gradients, self._unscaled))
+            verdict = Outcome(self._scaler.judge(gradients, self._unscaled)).facts()
             return ops.stack([ops.cast(fact, "float32") for fact in verdict])
 
         of_all = devices.gather(devices.run(facts, gradients))
@@ -158,6 +196,23 @@ class Step:
             self._inner.apply(gradients, self._variables)
 
 
-def _known(verdict):
-    """Return the verdict's tensors without the None that a branch cannot return."""
-    return [fact for fact in verdict if fact is not None]
+class Outcome(NamedTuple):
+    """What is known of a step.
+
+    Attributes:
+        verdict: The `Verdict` on its gradients.
+        spike: Scalar bool tensor: whether it is skipped as a spike; None if no step is.
+    """
+
+    verdict: Verdict
+    spike: Any = None
+
+    def is_good(self):
+        """Return whether the step is applied, a scalar bool tensor."""
+        if self.spike is None:
+            return self.verdict.finite
+        return ops.logical_and(self.verdict.finite, ops.logical_not(self.spike))
+
+    def facts(self):
+        """Return the tensors as a list, without the None that no branch can return."""
+        return [fact for fact in (*self.verdict, self.spike) if fact is not None]

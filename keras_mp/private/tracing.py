@@ -195,6 +195,24 @@ def _again(operation, inputs, moved):
     return outputs if isinstance(outputs, list) else [outputs]
 
 
+def is_at_hand(tensor):
+    """Return whether code that runs now, or is being traced, can read ``tensor``.
+
+    The tensors of a graph can be read while it, or a branch inside it, is being traced.
+    A tensor with a value is no part of a graph, which would take it for a constant.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    if not tf.is_symbolic_tensor(tensor):
+        return tf.executing_eagerly()
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None and graph is not tensor.graph:
+        graph = getattr(graph, "outer_graph", None)
+    return graph is not None
+
+
 def is_traced():
     """Return whether TensorFlow traces a graph now, which tells what reads a tensor."""
     if keras.backend.backend() != "tensorflow":

@@ -84,3 +84,34 @@ def test_functions_of_both_branches_are_found():
     graph = _graph_of(either, (2,))
     (branch,) = [op for op in graph.get_operations() if op.type.endswith("If")]
     assert len(private.tracing.functions_of(graph, branch)) == 2
+
+
+def test_a_tensor_is_at_hand_in_its_graph_and_in_branches_inside_it():
+    seen = {}
+
+    @tf.function
+    def other(x):
+        return seen.setdefault("ended", x * 2.0)
+
+    @tf.function
+    def step(x):
+        here = x * 2.0
+        other(x)
+        tensors = {"here": here, "ended": seen["ended"], "value": value}
+
+        def look(where):
+            seen[where] = {
+                name: private.tracing.is_at_hand(tensor)
+                for name, tensor in tensors.items()
+            }
+            return tf.constant(0.0)
+
+        look("graph")
+        return tf.cond(x > 0, lambda: look("branch"), lambda: 0.0)
+
+    value = tf.constant(1.0)
+    step(tf.constant(1.0))
+    assert seen["graph"] == {"here": True, "ended": False, "value": False}
+    assert seen["branch"] == seen["graph"]
+    assert private.tracing.is_at_hand(value)
+    assert not private.tracing.is_at_hand(seen["ended"])
