@@ -19,7 +19,12 @@ from keras_mp import (
     private,
     scaling,
 )
-from keras_mp.optimizer import LossScaleOptimizer, checked_inner
+from keras_mp.optimizer import (
+    LossScaleOptimizer,
+    SpikeRule,
+    checked_inner,
+    checked_spike_rule,
+)
 from keras_mp.protection import protect
 from keras_mp.scaling import LossScale
 from keras_mp.speed import execution
@@ -31,6 +36,7 @@ def compile(
     policy: keras.DTypePolicy | str | None = None,
     scaling: LossScale | str | None = None,
     guard: bool | None = None,
+    skip_spikes: SpikeRule | bool | None = None,
     **kwargs: Any,
 ) -> None:
     """Compile ``model`` for mixed precision: ``model.compile`` with what is missing.
@@ -68,11 +74,16 @@ def compile(
             float32 too; False to leave the optimizer as it is, which float16 does not
             allow. If the ``compile`` of the model's own class has an argument of this
             name, that one gets what is given here, and ours is None.
+        skip_spikes: None; or True to skip, besides what is not finite, a step whose
+            loss or gradient norm lies more than 6 standard deviations above the mean of
+            the last 128; or a `keras_mp.SpikeRule` with other numbers. The optimizer is
+            then wrapped in float32 too.
         **kwargs: Keyword arguments of ``model.compile``.
 
     Raises:
         TypeError: ``model`` is not a Keras model, ``optimizer`` is not an optimizer, or
-            ``model.compile`` does not take the arguments; or ``guard`` is no bool.
+            ``model.compile`` does not take the arguments; or ``guard`` is no bool, or
+            ``skip_spikes`` neither a bool nor a rule.
         ValueError: ``optimizer`` is Keras's own `LossScaleOptimizer`; a rule is given
             together with an optimizer that has another, or with ``guard=False``;
             ``guard=False`` is given for float16; the policy is unknown; or the policy
@@ -93,19 +104,20 @@ def compile(
     rule = _checked_rule(scaling)
     if _has_own_guard(model):
         kwargs, guard = kwargs | ({} if guard is None else {"guard": guard}), None
-    _check_guard(model, policy, rule, guard)
-    wrapped = functools.partial(_wrapped, model, rule=rule, guard=guard)
+    spikes = checked_spike_rule("keras_mp.compile", skip_spikes)
+    _check_guard(model, policy, rule, guard, spikes)
+    wrapped = functools.partial(_wrapped, model, rule=rule, guard=guard, spikes=spikes)
     for optimizer in (None, *_optimizers(args, kwargs)):
         distribute.check_scope(model, optimizer)
     with distribute.scope_of(model):
-        args, kwargs = _checked_arguments(model, args, kwargs, rule)
+        args, kwargs = _checked_arguments(model, args, kwargs, rule, spikes)
         if policy is not None:
             conversion.convert(model, policy)
         make_safe(model)
         args = tuple(map(wrapped, args))
         kwargs = {name: wrapped(value) for name, value in kwargs.items()}
         model.compile(*args, **kwargs)
-        optimizers = _optimizers(args, kwargs) or _chosen(model, rule, wrapped)
+        optimizers = _optimizers(args, kwargs) or _chosen(model, rule, spikes, wrapped)
         heads.keep_in_float32(model)
     for optimizer in optimizers:
         distribute.prepare_steps(model, optimizer)
@@ -122,7 +134,7 @@ def _optimizers(args, kwargs):
     return list(filter(_is_optimizer, [*args, *kwargs.values()]))
 
 
-def _checked_arguments(model, args, kwargs, rule):
+def _checked_arguments(model, args, kwargs, rule, spikes):
     """Return the arguments for ``model.compile``, with optimizers instead of names.
 
     Raises:
@@ -144,7 +156,7 @@ def _checked_arguments(model, args, kwargs, rule):
         if value is None or not (name == "optimizer" or _is_optimizer(value)):
             return value
         try:
-            return _checked_optimizer(value, rule)
+            return _checked_optimizer(value, rule, spikes)
         except (TypeError, ValueError):
             if own and not _is_optimizer(value):
                 return value  # such as "auto", which only that compile understands
@@ -159,33 +171,36 @@ def _checked_arguments(model, args, kwargs, rule):
     return args, {name: checked(name, value) for name, value in kwargs.items()}
 
 
-def _chosen(model, rule, wrapped):
+def _chosen(model, rule, spikes, wrapped):
     """Return the optimizer that ``model.compile`` chose, ``wrapped``.
 
     As a list, which is empty if it chose none.
     """
     chosen = getattr(model, "optimizer", None)
     if type(chosen) is keras.optimizers.LossScaleOptimizer:
-        replace_keras_scaler(model, rule)
+        replace_keras_scaler(model, rule, spikes)
     elif _is_optimizer(chosen):
         private.trainer.exchange_optimizer(model, chosen, wrapped(chosen))
     return _optimizers([model.optimizer], {})
 
 
-def replace_keras_scaler(model: keras.Model, rule: LossScale | None = None) -> None:
+def replace_keras_scaler(
+    model: keras.Model, rule: LossScale | None = None, spikes: SpikeRule | None = None
+) -> None:
     """Replace Keras's `LossScaleOptimizer` of ``model`` by ours.
 
     Ours takes over its scale and counters, unless there is a ``rule``.
     """
     old = model.optimizer
+    own = {"name": old.name, "skip_spikes": spikes}
     if rule is not None:
-        new = LossScaleOptimizer(old.inner_optimizer, rule, name=old.name)
+        new = LossScaleOptimizer(old.inner_optimizer, rule, **own)
     else:
         new = LossScaleOptimizer(
             old.inner_optimizer,
             initial_scale=old.initial_scale,
             dynamic_growth_steps=old.dynamic_growth_steps,
-            name=old.name,
+            **own,
         )
         if old.built:
             store = {}
@@ -199,6 +214,8 @@ def wrap_optimizer(
     model: keras.Model,
     optimizer: keras.optimizers.Optimizer | str | dict[str, Any],
     scaling: LossScale | str | None = None,
+    *,
+    skip_spikes: SpikeRule | bool | None = None,
 ) -> keras.optimizers.Optimizer:
     """Return ``optimizer`` with what `compile` would wrap it in, else itself.
 
@@ -213,12 +230,15 @@ def wrap_optimizer(
         scaling: None for dynamic scaling if a layer of ``model`` computes in float16,
             and a check without a scale if one computes in bfloat16; or a rule of
             `keras_mp.scaling` or its name, which is used in any case.
+        skip_spikes: As for `compile`.
 
     Returns:
-        A `LossScaleOptimizer`, or the Keras optimizer if ``model`` is in float32.
+        A `LossScaleOptimizer`, or the Keras optimizer if ``model`` is in float32 and no
+        rule is given.
 
     Raises:
-        TypeError: ``optimizer`` is not an optimizer.
+        TypeError: ``optimizer`` is not an optimizer, or ``skip_spikes`` neither a bool
+            nor a rule.
         ValueError: ``optimizer`` is Keras's own `LossScaleOptimizer`, or has a rule
             and another is given.
 
@@ -228,24 +248,26 @@ def wrap_optimizer(
     """
     distribute.check_scope(model, optimizer)
     rule = _checked_rule(scaling)
+    spikes = checked_spike_rule("keras_mp.wrap_optimizer", skip_spikes)
     with distribute.scope_of(model):
-        optimizer = _wrapped(model, _checked_optimizer(optimizer, rule), rule)
+        optimizer = _checked_optimizer(optimizer, rule, spikes)
+        optimizer = _wrapped(model, optimizer, rule, spikes=spikes)
     distribute.prepare_steps(model, optimizer)
     execution.run_in_graph(model)
     return optimizer
 
 
-def _wrapped(model, value, rule, guard=None):
+def _wrapped(model, value, rule, guard=None, spikes=None):
     """Return ``value``, an optimizer guarded if needed, and ``model`` protected."""
     if not _is_optimizer(value):
         return value
     if isinstance(value, LossScaleOptimizer):
         value = _with_scale(model, value, rule)
     else:
-        rule = rule or _needed_rule(model, value, guard)
+        rule = rule or _needed_rule(model, value, guard if spikes is None else True)
         if rule is None:
             return value
-        value = LossScaleOptimizer(value, rule)
+        value = LossScaleOptimizer(value, rule, skip_spikes=spikes)
     protect(model, value)
     return value
 
@@ -305,7 +327,7 @@ def _has_own_guard(model):
     return "guard" in inspect.signature(model.compile).parameters
 
 
-def _check_guard(model, policy, rule, guard):
+def _check_guard(model, policy, rule, guard, spikes):
     """Refuse a ``guard`` that is no bool, or False where the loss has to be scaled."""
     if not (guard is None or isinstance(guard, bool)):
         raise TypeError(
@@ -314,11 +336,13 @@ def _check_guard(model, policy, rule, guard):
         )
     if guard is not False:
         return
-    if rule is not None:
-        raise ValueError(
-            f"keras_mp.compile(scaling={rule!r}, guard=False): a rule needs the "
-            "LossScaleOptimizer that guard=False leaves out. Leave out one of the two."
-        )
+    for name, value in (("scaling", rule), ("skip_spikes", spikes)):
+        if value is not None:
+            raise ValueError(
+                f"keras_mp.compile({name}={value!r}, guard=False): a rule needs the "
+                "LossScaleOptimizer that guard=False leaves out. Leave out one of the "
+                "two."
+            )
     half = needs_loss_scaling(model)
     if policy is not None:
         half = policies.get(policy).compute_dtype == "float16"
@@ -334,8 +358,8 @@ def _checked_rule(rule):
     return None if rule is None else scaling.get(rule)
 
 
-def _checked_optimizer(optimizer, rule):
-    """Return the Keras optimizer that was meant, if it can have ``rule``."""
+def _checked_optimizer(optimizer, rule, spikes):
+    """Return the Keras optimizer that was meant, if it can have ``rule`` and others."""
     if not isinstance(optimizer, LossScaleOptimizer):
         return checked_inner(optimizer)
     own = optimizer.scaling
@@ -343,6 +367,12 @@ def _checked_optimizer(optimizer, rule):
         raise ValueError(
             f"scaling={rule!r} was given for optimizer '{optimizer.name}', which has "
             f"the rule {own!r} already. Give the rule in one place."
+        )
+    if spikes not in (None, optimizer.skip_spikes):
+        raise ValueError(
+            f"skip_spikes={spikes!r} was given for optimizer '{optimizer.name}', a "
+            f"LossScaleOptimizer that has skip_spikes={optimizer.skip_spikes!r}. Give "
+            "the rule to LossScaleOptimizer, or pass its `.inner_optimizer`."
         )
     return optimizer
 

@@ -103,6 +103,63 @@ def test_scaling_is_used(rule):
     assert model.optimizer.scaling == scaling.get(rule)
 
 
+@pytest.mark.parametrize("given", [True, keras_mp.SpikeRule(4.0, 16)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "rule"),
+    [("float32", CHECK), ("mixed_bfloat16", CHECK), ("mixed_float16", DYNAMIC)],
+)
+@pytest.mark.parametrize("way", ["compile", "wrap_optimizer"])
+def test_skip_spikes_is_used_in_any_dtype(way, dtype, rule, given):
+    model = dense_model(dtype)
+    if way == "compile":
+        keras_mp.compile(model, "sgd", "mse", skip_spikes=given)
+        optimizer = model.optimizer
+    else:
+        optimizer = keras_mp.wrap_optimizer(model, "sgd", skip_spikes=given)
+    expected = keras_mp.SpikeRule() if given is True else given
+    assert (optimizer.scaling, optimizer.skip_spikes) == (rule, expected)
+
+
+def test_skip_spikes_of_an_optimizer_that_has_them():
+    rule = keras_mp.SpikeRule(4.0, 16)
+    model = dense_model("mixed_float16")
+    # In bfloat16 it only checks; for float16 it gets a scale, and keeps its rule.
+    scaling_of = scaling.StaticLossScale(1.0)
+    optimizer = keras_mp.LossScaleOptimizer("sgd", scaling_of, skip_spikes=rule)
+    keras_mp.compile(model, optimizer, "mse", skip_spikes=rule)
+    assert (model.optimizer.scaling, model.optimizer.skip_spikes) == (DYNAMIC, rule)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("how", [{}, {"jit_compile": True}, {"run_eagerly": True}])
+def test_a_spike_of_fit_changes_nothing_in_the_model(dtype, how):
+    layers = [
+        keras.layers.Dense(4),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dropout(0.25),
+        keras.layers.Dense(1),
+    ]
+    with keras_mp.policy_scope(dtype):
+        model = keras.Sequential([keras.Input((4,)), *layers])
+    rule = keras_mp.SpikeRule(window=8)
+    keras_mp.compile(model, "adam", "mse", skip_spikes=rule, **how)
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    y = x.sum(axis=1, keepdims=True)
+    model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+    kept = [*model.trainable_variables, *model.non_trainable_variables]
+    kept += model.optimizer.inner_optimizer.variables
+    before = list(map(np.array, kept))
+    counts = model.optimizer.stats()
+    model.fit(x[:8], y[:8] + 1e4, batch_size=8, verbose=0)
+    for variable, value in zip(kept, before, strict=True):
+        np.testing.assert_array_equal(np.array(variable), value)
+    after = model.optimizer.stats()
+    assert (after["spikes"], after["skipped"]) == (1, counts["skipped"] + 1)
+    assert after["scale"] == counts["scale"]
+    model.fit(x[:8], y[:8], batch_size=8, verbose=0)
+    assert model.optimizer.stats()["applied"] == counts["applied"] + 1
+
+
 def test_own_wrapped_optimizer_is_used_as_it_is():
     optimizer = keras_mp.LossScaleOptimizer("sgd", 8.0)
     model = dense_model("mixed_float16")
@@ -120,6 +177,13 @@ def test_own_wrapped_optimizer_is_used_as_it_is():
         ({"guard": "yes"}, TypeError, "needs True, False or None"),
         ({"guard": False}, ValueError, "float16 without loss scaling"),
         ({"guard": False, "scaling": "dynamic"}, ValueError, "Leave out one"),
+        ({"guard": False, "skip_spikes": True}, ValueError, "Leave out one"),
+        ({"skip_spikes": 6.0}, TypeError, "None, True, or a keras_mp.SpikeRule"),
+        (
+            {"optimizer": keras_mp.LossScaleOptimizer("sgd"), "skip_spikes": True},
+            ValueError,
+            "Give the rule to LossScaleOptimizer",
+        ),
         (
             {"optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())},
             ValueError,
@@ -142,6 +206,9 @@ def test_own_wrapped_optimizer_is_used_as_it_is():
         "no bool",
         "bare float16",
         "bare rule",
+        "bare spikes",
+        "spikes",
+        "two spike rules",
         "keras wrapper",
         "two rules",
     ],

@@ -18,10 +18,11 @@ class ScalerStats(keras.callbacks.Callback):
     ``scaler_scale``, ``scaler_steps``, ``scaler_applied``, ``scaler_skipped``,
     ``scaler_consecutive_skipped``, ``scaler_growths``, ``scaler_backoffs`` and
     ``scaler_nonfinite_losses`` (steps whose loss was inf or NaN, which the epoch's loss
-    leaves out). Put it before the callbacks that are to see them. In bfloat16 the scale
-    is always 1. Where the optimizer is not a `keras_mp.LossScaleOptimizer`, as in
-    float32, it warns once and writes nothing. It also warns of an epoch whose steps
-    were all skipped, because the model learned nothing in it.
+    leaves out); with ``skip_spikes`` also ``scaler_spikes``. Put it before the
+    callbacks that are to see them. In bfloat16 the scale is always 1. Where
+    the optimizer is not a `keras_mp.LossScaleOptimizer`, as in float32, it warns once
+    and writes nothing. It also warns of an epoch whose steps were all skipped, because
+    the model learned nothing in it.
 
     Each reading waits for the device to finish the steps before it.
 
@@ -99,12 +100,13 @@ class ScalerStats(keras.callbacks.Callback):
         steps = self._steps_done - self._epoch_start
         skipped = self._last.get("scaler_consecutive_skipped", 0)
         if skipped >= steps > 0 and self._steps_read == self._steps_done:
+            spikes = " or spikes" if self.model.optimizer.skip_spikes else ""
             warnings.warn(
                 f"None of the last {skipped} training steps was applied: their "
-                "gradients were not finite, so that the model learned nothing. "
-                f"{self._about_scale()}A loss of NaN means that no batch had a finite "
-                "loss, which no scale can help: look for inf or NaN in the data, or "
-                "for a layer that needs float32.",
+                f"gradients were not finite{spikes}, so that the model learned "
+                f"nothing. {self._about_scale()}A loss of NaN means that no batch had "
+                "a finite loss, which no scale can help: look for inf or NaN in the "
+                "data, or for a layer that needs float32.",
                 stacklevel=2,
             )
 

@@ -68,8 +68,9 @@ def _message(optimizer, skipped, stats):
     if optimizer.scaling.only_checks:
         scale = ""
         advice = _UNSCALED_FORWARD if forward else _UNSCALED_BACKWARD
+    spikes = " or spikes" if optimizer.skip_spikes else ""
     return (
         f"Optimizer '{optimizer.name}' has skipped {which} training steps, because "
-        f"their gradients were not finite: the model does not learn. {scale}"
+        f"their gradients were not finite{spikes}: the model does not learn. {scale}"
         f"{stats['nonfinite_losses']} steps had a loss that was inf or NaN. {advice}"
     )
