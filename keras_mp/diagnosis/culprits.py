@@ -50,8 +50,11 @@ def find(case: Case) -> list[Culprit]:
     culprits = list(_of_loss(case)) or _of_backward(case, causes.not_finite)
     if culprits:
         return culprits
-    culprits = _of_forward(case, causes.is_wrong, causes.is_not_right)
-    return culprits or _of_backward(case, causes.has_vanished)
+    return (
+        _of_forward(case, causes.has_vanished, causes.has_vanished)
+        or _of_forward(case, causes.is_wrong, causes.is_not_right)
+        or _of_backward(case, causes.has_vanished)
+    )
 
 
 # Data and weights.
