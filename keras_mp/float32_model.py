@@ -24,7 +24,7 @@ def in_float32(model: keras.Model) -> Iterator[None]:
     _check_quantized(model, layers)
     with (
         private.attributes.attributes_for_now(_changes(layers)),
-        _state_kept(model.non_trainable_variables),
+        _state_kept(private.layers.state_of(model)),
     ):
         for layer in layers:
             _recompute_statistics(layer)

@@ -121,6 +121,7 @@ ROOMS = {
     },
     "diagnosis": {
         "conversion",
+        "heads",
         "kinds",
         "numerics",
         "optimizer",

@@ -164,33 +164,29 @@ def _remedy(
 ) -> tuple[Policy | None, str]:
     """Return the policy under which the batch is clean, and the verdict."""
     if not found:
-        return (
-            None,
-            "Clean: no number overflows or vanishes, and gradients keep their sign.",
-        )
+        return None, "Clean: no layer overflows, or loses most of what float32 keeps."
     first = found[0]
-    if first.phase in ("input", "weights", "loss"):
+    if first.phase in _REASONS:
         return None, f"No rule helps: {_REASONS[first.phase]}."
+    vanishes = (first.phase, first.kind) == ("backward", "underflow")
 
     def judge() -> list[Culprit]:
         recorder = Recorder(model, batch, loss)
         exact = recorder.record_in_float32(1.0)
-        room = scales.largest_safe_scale(recorder.run(), exact)
-        fitting = scale if room is None else min(scale, room)
-        record = recorder.record(fitting, against_float32=True)
+        room = scales.largest_safe_scale(recorder.run(), exact) or scale
+        record = recorder.record(
+            room if vanishes else min(scale, room), against_float32=True
+        )
         return culprits.find(culprits.Case(model, batch, record, exact, room))
 
-    at_safe = judge()
-    if not at_safe:
-        policy = search.policy_with(model, ())
-        fitting = tables.scale(safe or 1.0)
-        return policy, f"No rule is needed at a loss scale of {fitting} or less."
-    policy = search.fewest_rules(model, at_safe, judge)
+    remaining = judge()
+    policy = search.fewest_rules(model, remaining, judge)
     if policy is None:
-        return (
-            None,
-            "No rule helps: the learning rate or the weights have gone too far.",
-        )
+        return None, "No rule helps: the learning rate or the weights went too far."
+    if not remaining:
+        limit = "" if vanishes else " or less"
+        fitting = tables.scale(safe or 1.0)
+        return policy, f"No rule is needed at a loss scale of {fitting}{limit}."
     return policy, f"Clean with {policy!r}."
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_mp import policies, private
+from keras_mp import heads, policies, private
 from keras_mp.conversion import convert
 from keras_mp.diagnosis.culprit import Culprit
 from keras_mp.diagnosis.culprits import rule_for
@@ -84,6 +84,7 @@ def _under(model: keras.Model, policy: Policy) -> Iterator[None]:
             owners += [layer, layer.output]
     with private.attributes.attributes_restored(owners):
         convert(model, policy)
+        heads.keep_in_float32(model)  # as keras_mp.compile does
         yield
 
 

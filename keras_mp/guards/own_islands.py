@@ -130,7 +130,7 @@ def _state(layer):
     """Return losses and variables, which a ``call`` may change before it fails."""
     losses = map(private.layers.own_losses, private.layers.walk(layer))
     losses = [(own, list(own)) for own in losses]
-    variables = layer.non_trainable_variables
+    variables = private.layers.state_of(layer)
     with private.variables.variables_as_stored():
         values = private.variables.values_of(variables)
     return losses, list(zip(variables, values, strict=True))

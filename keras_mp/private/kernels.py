@@ -97,3 +97,32 @@ def raise_if(condition, message):
     import tensorflow as tf
 
     tf.debugging.Assert(tf.logical_not(condition), [message])
+
+
+def needs_graph(layer):
+    """Return whether TensorFlow has the gradient of ``layer`` in graphs only.
+
+    On a CPU it says so of grouped convolutions, and computes them in a function.
+    """
+    return getattr(layer, "groups", 1) != 1 and hasattr(layer, "kernel_size")
+
+
+def as_function(call):
+    """Return ``call``, run as a ``tf.function`` where there is no graph.
+
+    Also while functions are run without one.
+    """
+    import tensorflow as tf
+
+    @functools.wraps(call)
+    def in_function(*args, **kwargs):
+        if not tf.executing_eagerly():
+            return call(*args, **kwargs)
+        eagerly = tf.config.functions_run_eagerly()
+        tf.config.run_functions_eagerly(False)
+        try:
+            return tf.function(call, autograph=False)(*args, **kwargs)
+        finally:
+            tf.config.run_functions_eagerly(eagerly)
+
+    return in_function

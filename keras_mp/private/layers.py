@@ -111,6 +111,21 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return layer._trainable_variables + layer._non_trainable_variables
 
 
+def state_of(model: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the variables that a call of ``model`` may change, each once.
+
+    Keras does not count the states of a stateful RNN among ``variables``.
+    """
+    found = list(model.non_trainable_variables)
+    known = {id(variable) for variable in found}
+    for layer in walk(model):
+        for state in keras.tree.flatten(getattr(layer, "states", None)):
+            if isinstance(state, keras.Variable) and id(state) not in known:
+                known.add(id(state))
+                found.append(state)
+    return found
+
+
 def path_of(layer: keras.layers.Layer) -> str:
     """Return the path of ``layer`` if it has been built, else its name."""
     return layer.__dict__.get("_path") or layer.name

@@ -55,7 +55,7 @@ def _protected(model, in_use, train_step):
             # A traced function has created all variables before its first real step.
             private.trainer.build_for(model, data)
         skipped = _skipped(optimizers)
-        variables = model.non_trainable_variables
+        variables = private.layers.state_of(model)
         values = private.variables.values_of(variables)
         before = means.begin(model)
         with contextlib.ExitStack() as steps:

@@ -158,7 +158,8 @@ def _copies_of(model: keras.Model) -> list[Any]:
 
     Each by itself: to read them as one would have other machines wait.
     """
-    variables = [*model.variables, *model.metrics_variables]
+    variables = [*model.trainable_variables, *private.layers.state_of(model)]
+    variables += model.metrics_variables
     variables += private.draws.global_seed()
     return [copy for variable in variables for copy in _on_replicas(model, variable)]
 

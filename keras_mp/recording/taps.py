@@ -68,6 +68,8 @@ class Taps:
 
     def _tapped(self, layer: keras.Operation, path: str) -> Callable:
         call = layer.call
+        if private.kernels.needs_graph(layer):
+            call = private.kernels.as_function(call)
 
         @functools.wraps(call)
         def tapped(*args: Any, **kwargs: Any) -> Any:

@@ -231,3 +231,104 @@ def test_a_planted_fault_is_named_and_nothing_else(plant):
     assert [culprit[:4] for culprit in diagnosis.culprits] == [fault.expected]
     for variable, value in zip(fault.model.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
+    helps = diagnosis.culprits[0].phase in ("forward", "backward")
+    assert (diagnosis.suggested_policy is not None) == helps
+    if helps:
+        check_suggestion(fault, diagnosis)
+
+
+def check_suggestion(fault, diagnosis):
+    """Check that the batch is clean under the policy, and with one rule less is not."""
+
+    def culprits_under(rules):
+        policy = keras_mp.Policy("mixed_float16", rules)
+        keras_mp.compile(fault.model, "sgd", fault.model.loss, policy=policy)
+        lowest = keras_mp.diagnose(fault.model, *fault.data, scale=1.0)
+        fitting = lowest.largest_safe_scale or 1.0
+        return keras_mp.diagnose(fault.model, *fault.data, scale=fitting).culprits
+
+    rules = diagnosis.suggested_policy.rules
+    assert culprits_under(rules) == ()
+    for rule in rules[:2]:  # one for one of fifty layers needs several, all alike
+        assert culprits_under([each for each in rules if each != rule])
+
+
+def test_losses_of_several_outputs_and_of_layers():
+    class Added(layers.Layer):
+        def call(self, x):
+            self.add_loss(ops.exp(ops.cast(ops.mean(x * x), "float32") + 1000.0))
+            return x
+
+    x, y = batch(16)
+    with keras_mp.policy_scope("mixed_float16"):
+        inputs = keras.Input((16,))
+        hidden = dense("first")(inputs)
+        outputs = {name: dense(name, 1, None)(hidden) for name in ("one", "other")}
+        model = keras.Model(inputs, outputs, name="net")
+        added = keras.Model(inputs, dense("head", 1, None)(Added(name="added")(hidden)))
+    wrong = {"one": "mse", "other": lambda y, y_pred: ops.exp(1000.0 + y_pred)}
+    diagnosis = keras_mp.diagnose(compiled(model, wrong), x, {"one": y, "other": y})
+    (culprit,) = diagnosis.culprits
+    assert culprit[:4] == ("other", "output", "loss", "overflow")
+    assert diagnosis.suggested_policy is None
+    (culprit,) = keras_mp.diagnose(compiled(added), x, y).culprits
+    assert culprit.layer.endswith("/added")
+    assert culprit[1:4] == ("output", "loss", "overflow")
+
+
+class OwnStep(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.head = dense("first"), dense("head", 1, None)
+
+    def call(self, x):
+        return self.head(self.first(x))
+
+    def train_step(self, data):
+        return {"loss": ops.mean(self(data[0]))}
+
+
+def test_a_step_of_the_users_own_needs_its_loss():
+    with keras_mp.policy_scope("mixed_float16"):
+        model = OwnStep(name="net")
+    keras_mp.compile(model, "sgd")
+    x, y = batch(16)
+    with pytest.raises(ValueError, match=r"needs a loss.*Pass loss="):
+        keras_mp.diagnose(model, x, y)
+    found = keras_mp.diagnose(model, x, y, loss=keras.losses.mean_squared_error)
+    assert found.culprits == ()
+    multiply(model.first, 1e6)
+    found = keras_mp.diagnose(model, x, y, loss=keras.losses.mean_squared_error)
+    (culprit,) = found.culprits
+    assert culprit[:4] == ("net/first", "output", "forward", "overflow")
+
+
+class NoCall(keras.Model):
+    def train_step(self, data):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("model",), TypeError, "needs a Keras model"),
+        ((NoCall(),), ValueError, "needs a model with a `call`"),
+        ((keras.Sequential([layers.Dense(1)]),), ValueError, "is not compiled"),
+    ],
+)
+def test_bad_models(arguments, error, message):
+    with pytest.raises(error, match=message):
+        keras_mp.diagnose(*arguments, *batch(16))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_bad_scales(scale):
+    with pytest.raises(ValueError, match="finite loss scale above 0"):
+        keras_mp.diagnose(compiled(plain()), *batch(16), scale=scale)
+
+
+def test_float32_has_culprits_too():
+    model = compiled(plain())
+    multiply(model.get_layer("second"), float("inf"))
+    (culprit,) = keras_mp.diagnose(model, *batch(16)).culprits
+    assert culprit[:4] == ("net/second", "kernel", "weights", "overflow")

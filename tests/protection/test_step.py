@@ -85,6 +85,30 @@ def test_first_step_may_be_the_skipped_one(way):
     assert np.isfinite(model.evaluate(X, Y, verbose=0)).all()
 
 
+def test_states_of_a_recurrent_layer_are_put_back():
+    def states_after(batches):
+        keras.utils.set_random_seed(0)
+        with keras_mp.policy_scope("mixed_float16"):
+            model = keras.Sequential(
+                [
+                    keras.Input((2, 4), batch_size=8),
+                    keras.layers.LSTM(3, stateful=True, dropout=0.5),
+                    keras.layers.Dense(1),
+                ]
+            )
+        keras_mp.compile(model, "sgd", "mse", scaling=GENTLE)
+        for batch in batches:
+            model.train_on_batch(batch.reshape(8, 2, 4), Y[:8])
+        return [state.numpy() for state in model.layers[0].states]
+
+    # The poisoned batch is skipped, and the next one goes on from the first.
+    good, bad = X.reshape(2, 8, 8), np.full((8, 8), np.nan, "float32")
+    for after, same in zip(
+        states_after([good[0], bad, good[1]]), states_after(good), strict=True
+    ):
+        np.testing.assert_array_equal(after, same)
+
+
 @pytest.mark.parametrize("steps_per_execution", [1, 2])
 def test_epoch_reports_the_batches_whose_loss_is_finite(steps_per_execution):
     def trained(x, y):
