@@ -109,6 +109,14 @@ def test_a_skipped_step_that_changes_something_is_told():
     assert "1 of them changed a weight, which is a fault" in told
 
 
+def test_a_run_without_a_scale_tells_what_it_skipped():
+    assert "mixed_bfloat16 skipped" not in " ".join(report.sentences(comparison(RUNS)))
+    skips = make_run("mixed_bfloat16", [None, 1.0, 1.0, 1.0], skips=[0])
+    told = " ".join(report.sentences(comparison([RUNS[0], skips])))
+    assert "mixed_bfloat16 skipped 1 of 4 steps, whose gradients were not fin" in told
+    assert "the scale grew" not in told
+
+
 def test_a_lone_run_is_a_table_of_one_row(tmp_path):
     alone = comparison(RUNS[:1])
     assert len(report.table(alone).splitlines()) == 2

@@ -33,6 +33,19 @@ def test_a_skipped_step_that_moves_a_weight_is_counted():
     assert lockstep.changing == 2
 
 
+def test_in_bfloat16_steps_may_be_skipped_and_there_is_no_scale():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    keras_mp.compile(model, "sgd", "mse", policy="mixed_bfloat16")
+    lockstep = worker.Lockstep(types.SimpleNamespace(recv=list, send=print))
+    stats = keras_mp.callbacks.ScalerStats(frequency=1)
+    x = np.ones((8, 4), "float32")
+    x[:4] = np.nan
+    options = {"batch_size": 4, "shuffle": False, "verbose": 0}
+    model.fit(x, x[4:][[0] * 8, :1], callbacks=[stats, lockstep], **options)
+    assert (lockstep.skips, lockstep.changing) == ([True, False], 0)
+    assert lockstep.scales == [None, None]
+
+
 def test_batches_are_shuffled_alike_for_a_seed():
     x = np.arange(10)
     passes = [
