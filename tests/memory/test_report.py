@@ -91,7 +91,7 @@ def measure(name, policy, optimizer, batch_size):
 
 SHORT = [
     ("wide", "float32", "adam", 1024),
-    ("wide", "mixed_bfloat16", "sgd", 1024),
+    ("wide", "mixed_bfloat16", "adam", 1024),
     ("convnet", "float32", "sgd", 128),
     ("transformer", "float32", "sgd", 32),
 ]
@@ -99,7 +99,8 @@ LONG = [
     ("wide", "float32", "sgd", 1024),
     ("wide", "float32", "sgd", 4096),
     ("wide", "float32", "adam", 4096),
-    ("wide", "mixed_bfloat16", "adam", 1024),
+    ("wide", "mixed_bfloat16", "sgd", 1024),
+    ("wide", "mixed_bfloat16", "sgd", 4096),
     ("wide", "mixed_bfloat16", "adam", 4096),
     ("convnet", "float32", "adam", 64),
     ("convnet", "float32", "adam", 128),
@@ -115,6 +116,8 @@ LONG = [
 # Beyond the tolerance at least once, or nearly, in MB, with TensorFlow 2.21, two cores.
 MISSED = {
     ("wide", "float32", "adam", 4096): "520 to 643 measured, 516 predicted",
+    ("wide", "mixed_bfloat16", "sgd", 1024): "222 to 252 measured, 188 predicted",
+    ("wide", "mixed_bfloat16", "sgd", 4096): "416 to 423 measured, 350 predicted",
     ("convnet", "mixed_bfloat16", "adam", 64): "261 measured, 210 predicted",
     ("convnet", "mixed_bfloat16", "adam", 128): "390 measured, 452 predicted",
     ("convnet", "mixed_float16", "adam", 16): "91 measured, 79 predicted",
