@@ -189,10 +189,11 @@ class ScaleGuard(keras.callbacks.Callback):
 
 
 class _Reading(NamedTuple):
-    """What the last steps were: how many, how many of them skipped, and the scale."""
+    """The last steps: how many, how many skipped, spikes of those, and the scale."""
 
     steps: int
     skipped: int
+    spikes: int
     scale: float
 
 
@@ -222,8 +223,12 @@ class _Window:
             readings.popleft()
         if self._steps_since(readings[0]) < self._length:
             return None
-        skipped = stats["skipped"] - readings[0]["skipped"]
-        return _Reading(self._steps_since(readings[0]), skipped, stats["scale"])
+        skipped, spikes = (
+            stats.get(name, 0) - readings[0].get(name, 0)
+            for name in ("skipped", "spikes")
+        )
+        steps = self._steps_since(readings[0])
+        return _Reading(steps, skipped, spikes, stats["scale"])
 
     def begin_again(self) -> None:
         """Count from the last reading on."""
@@ -264,8 +269,9 @@ def _message(
     share = 100 * reading.skipped / reading.steps
     text = (
         f"ScaleGuard: optimizer '{optimizer.name}' skipped {reading.skipped} of the "
-        f"last {reading.steps} steps ({share:.3g}%), whose gradients were not finite."
+        f"last {reading.steps} steps ({share:.3g}%), whose gradients were not finite"
     )
+    text += f"; {reading.spikes} of them were spikes." if reading.spikes else "."
     if not optimizer.scaling.only_checks:
         text += f" The loss scale is {reading.scale:g}"
         if _has_collapsed(optimizer, reading.scale, floor):

@@ -113,6 +113,17 @@ def test_each_optimizer_of_a_gan_has_a_window_of_its_own():
     assert f"'{gan.first_optimizer.name}'" in message
 
 
+def test_spikes_are_skipped_steps_too():
+    rule = keras_mp.SpikeRule(window=8)
+    model = compiled("float32", keras.optimizers.SGD(0.0), skip_spikes=rule)
+    x = np.random.default_rng(0).normal(1.0, 0.1, size=(40, 1)).astype("float32")
+    x[20::5] = 1e3
+    (message,) = fit(model, x, ScaleGuard(window=10))
+    assert (
+        "skipped 2 of the last 10" in message and "; 2 of them were spikes" in message
+    )
+
+
 # What it does.
 
 
