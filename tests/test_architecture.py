@@ -149,7 +149,14 @@ ROOMS = {
         "speed",
         "training",
     },
-    "callbacks": {"diagnosis", "optimizer", "private", "scaling"},
+    "callbacks": {
+        "diagnosis",
+        "distribute",
+        "optimizer",
+        "private",
+        "recording",
+        "scaling",
+    },
     "export": {"dtypes", "float32_model", "private"},
     "memory": {
         "hardware",

@@ -1,6 +1,8 @@
 """Callbacks that show what loss scaling does while a model trains, and act on it."""
 
+from keras_mp.callbacks.overflow import Overflow
+from keras_mp.callbacks.overflow_monitor import OverflowMonitor
 from keras_mp.callbacks.scale_guard import ScaleGuard
 from keras_mp.callbacks.scaler_stats import ScalerStats
 
-__all__ = ["ScaleGuard", "ScalerStats"]
+__all__ = ["Overflow", "OverflowMonitor", "ScaleGuard", "ScalerStats"]

@@ -3,5 +3,6 @@
 from keras_mp.diagnosis.api import diagnose
 from keras_mp.diagnosis.culprit import Culprit
 from keras_mp.diagnosis.report import Diagnosis, LayerNumbers
+from keras_mp.diagnosis.rerun import Rerun, rerun
 
-__all__ = ["Culprit", "Diagnosis", "LayerNumbers", "diagnose"]
+__all__ = ["Culprit", "Diagnosis", "LayerNumbers", "Rerun", "diagnose", "rerun"]

@@ -205,6 +205,24 @@ def replicas():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def replicas_here(model):
+    """Return the numbers of this machine's replicas among all, as a range.
+
+    Args:
+        model: A Keras model.
+    """
+    strategy = private.trainer.strategy_of(model)
+    if strategy is None:
+        return range(1)
+    here = len(strategy.extended.worker_devices)
+    if here == strategy.num_replicas_in_sync:
+        return range(here)
+    resolver = strategy.cluster_resolver
+    chiefs = len(resolver.cluster_spec().as_dict().get("chief", ()))
+    machine = resolver.task_id + (chiefs if resolver.task_type == "worker" else 0)
+    return range(machine * here, (machine + 1) * here)
+
+
 def share_variables(variable):
     """Return whether all replicas use one copy of a variable created in this scope."""
     if not has_strategy():

@@ -64,6 +64,22 @@ class Counters(RuleSettings):
         """Steps skipped so far, a scalar int tensor; does not synchronise."""
         return self._scaler.skipped
 
+    def step_counts(self) -> dict[str, int]:
+        """Return the counts of steps and of changes of the scale, by one read.
+
+        Returns:
+            A dict with ``applied``, ``skipped``, ``consecutive_skipped``, ``growths``
+            and ``backoffs``, as of `stats`.
+
+        Synchronises with the device.
+
+        Example:
+
+        >>> keras_mp.LossScaleOptimizer("sgd").step_counts()["skipped"]
+        0
+        """
+        return self._scaler.counts()
+
     def stats(self) -> dict[str, float | int]:
         """Return the scale and the counters as plain numbers.
 

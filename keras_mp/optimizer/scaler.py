@@ -135,9 +135,13 @@ class Scaler:
         """The number of steps skipped so far, as a scalar int tensor."""
         return self._counters.value[COUNTERS.index("skipped")]
 
+    def counts(self) -> dict[str, int]:
+        """Return the counters of steps as plain numbers, by name."""
+        return dict(zip(COUNTERS, _read(self._counters), strict=True))
+
     def stats(self):
         """Return the scale and the counters as plain numbers, by name."""
-        counters = dict(zip(COUNTERS, _read(self._counters), strict=True))
+        counters = self.counts()
         return {
             "scale": _read(self.scale),
             "steps": counters["applied"] + counters["skipped"],

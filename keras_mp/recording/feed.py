@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -62,24 +62,38 @@ def share(model: keras.Model, data: Any) -> Batch:
         model: The model that is trained.
         data: A batch as `BatchCallback` gets it.
     """
+    batches = shares(model, data)
+    return next(filter(_has_rows, batches), batches[0])
+
+
+def shares(model: keras.Model, data: Any) -> list[Batch]:
+    """Return what each replica of this machine gets of a batch, in their order.
+
+    Args:
+        model: As of `share`.
+        data: As of `share`.
+    """
     strategy = private.trainer.strategy_of(model)
     leaves = keras.tree.flatten(data)
     if strategy is None:
-        shares = [leaves]
+        of_replicas = [leaves]
     else:
         local = map(strategy.experimental_local_results, leaves)
-        shares = list(zip(*local, strict=True))
+        of_replicas = list(zip(*local, strict=True))
+    return [_batch(data, each) for each in of_replicas]
+
+
+def _batch(data: Any, leaves: Iterable[Any]) -> Batch:
     # Keras passes None, such as for no weights, as a `tf.experimental.Optional`.
-    shares = [
-        [None if isinstance(leaf, tf.experimental.Optional) else leaf for leaf in each]
-        for each in shares
+    given = [
+        None if isinstance(leaf, tf.experimental.Optional) else leaf for leaf in leaves
     ]
-    chosen = next(filter(_has_rows, shares), shares[0])
-    packed = keras.tree.pack_sequence_as(data, list(chosen))
+    packed = keras.tree.pack_sequence_as(data, given)
     return Batch(*keras.utils.unpack_x_y_sample_weight(packed))
 
 
-def _has_rows(leaves: list[Any]) -> bool:
+def _has_rows(batch: Batch) -> bool:
+    leaves = keras.tree.flatten(batch)
     return all(leaf is None or leaf.shape[:1] != (0,) for leaf in leaves)
 
 

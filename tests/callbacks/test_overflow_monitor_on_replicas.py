@@ -1,0 +1,207 @@
+"""`OverflowMonitor` on two replicas, of one process and of two."""
+
+import contextlib
+import functools
+import json
+import os
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from support.processes import Forked, deadline, environments, mirrored, run_alone
+
+TIMEOUT = 150  # seconds; a run takes about 30 on two busy cores, a deadlock for ever
+GLOBAL_BATCH, STEPS, BAD_STEP = 8, 6, 3
+
+
+@functools.cache
+def on_two_replicas(strategy):
+    """Return what each process of ``strategy`` reports of all `cases`, as a list."""
+    if strategy == "mirrored":
+        return [run_alone(__file__)]
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(contextlib.closing(Forked(__file__, environment=each)))
+            for each in environments("multi-worker-2")
+        ]
+        stack.enter_context(deadline(TIMEOUT, *workers))
+        outputs = [worker.stdout.read() for worker in workers]
+        for worker in workers:
+            worker.wait()
+            assert worker.returncode == 0, worker.errors()[-4000:]
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+WHERE = ["net/first", "output", "forward", "overflow"]
+
+
+@pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
+@pytest.mark.parametrize("way", ["plain", "several", "accumulation"])
+def test_the_second_replica_alone(strategy, way):
+    found = [each[way] for each in on_two_replicas(strategy)]
+    reports = [report for each in found for report in each["reports"]]
+    assert reports == [{"step": BAD_STEP, "replica": 1, "where": WHERE}]
+    assert all(each["skipped"] == 1 for each in found)
+    messages = [message for each in found for message in each["messages"]]
+    (message,) = messages
+    assert message.startswith(
+        f"OverflowMonitor: step {BAD_STEP} skipped on replica 1: the output of first "
+        "overflowed (forward). "
+    )
+    assert found[-1]["messages"] == messages  # of the second machine, if there are two
+
+
+@pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
+def test_training_is_the_same_with_and_without(strategy):
+    for each in on_two_replicas(strategy):
+        assert each["plain"]["state"] == each["alone"]["state"]
+
+
+@pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
+def test_a_growing_scale(strategy):
+    found = [each["growing"] for each in on_two_replicas(strategy)]
+    for each in found:
+        assert each["expected"] + each["elsewhere"] == each["skipped"] > 1
+        assert each["reports"] == each["messages"] == []
+    assert sum(each["expected"] for each in found) >= found[0]["skipped"]
+
+
+def test_only_the_sum_is_too_large():
+    (found,) = on_two_replicas("mirrored")
+    (report,) = found["sum"]["reports"]
+    assert report["replica"] is None
+    assert (
+        "the sums over the replicas of the gradients of 'last/kernel'"
+        in (found["sum"]["messages"][0])
+    )
+
+
+# What runs in the processes.
+
+
+def cases(strategy):
+    return {
+        "plain": run(strategy),
+        "alone": run(strategy, watched=False),
+        "several": run(strategy, steps_per_execution=4),
+        "accumulation": run(strategy, accumulates=True),
+        "growing": run(strategy, fault=None, interval=2, scale=2.0**12),
+        "sum": run(strategy, fault="sum", wire="float16"),
+    }
+
+
+def run(
+    strategy,
+    *,
+    watched=True,
+    accumulates=False,
+    interval=2000,
+    scale=8.0,
+    fault="replica",
+    wire=None,
+    steps_per_execution=1,
+):
+    from keras_mp.callbacks import OverflowMonitor
+
+    keras.utils.set_random_seed(1)
+    rule = keras_mp.scaling.DynamicLossScale(
+        initial_scale=scale, growth_interval=interval
+    )
+    with strategy.scope():
+        model = network(0.3 if fault else 0.0, 1e-6 if fault else 0.1)
+        inner = keras.optimizers.SGD(
+            1e-6, gradient_accumulation_steps=2 if accumulates else None
+        )
+        keras_mp.compile(
+            model,
+            keras_mp.LossScaleOptimizer(inner, rule, all_reduce_dtype=wire),
+            ["mse", "mse"],
+            policy="mixed_float16",
+            steps_per_execution=steps_per_execution,
+        )
+    monitor = OverflowMonitor()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(
+            batches(fault),
+            epochs=1 if fault else 5,
+            verbose=0,
+            callbacks=[monitor] if watched else [],
+        )
+    texts = [str(each.message) for each in caught]
+    return {
+        "reports": [
+            {
+                "step": each.step,
+                "replica": each.replica,
+                "where": list(each.culprits[0][:4]) if each.culprits else None,
+            }
+            for each in monitor.reports
+        ],
+        "expected": monitor.expected,
+        "elsewhere": monitor.elsewhere,
+        "skipped": monitor.skipped,
+        "messages": [each for each in texts if each.startswith("OverflowMonitor")],
+        "state": state(strategy, model),
+    }
+
+
+def network(rate, weight):
+    """Two outputs, as each loss of several has a metric, and BatchNormalization."""
+    weights = keras.initializers.Constant(weight)
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dense(8, name="first", kernel_initializer="orthogonal")(
+        inputs
+    )
+    hidden = keras.layers.BatchNormalization(name="norm")(hidden)
+    hidden = keras.layers.Dropout(rate, name="drop")(hidden)
+    outputs = [
+        keras.layers.Dense(1, name=name, kernel_initializer=weights)(hidden)
+        for name in ("last", "other")
+    ]
+    return keras.Model(inputs, outputs, name="net")
+
+
+def batches(fault):
+    import tensorflow as tf
+
+    random = np.random.default_rng(0)
+    rows = GLOBAL_BATCH * STEPS
+    x = np.tile(random.normal(size=(GLOBAL_BATCH, 8)), (STEPS, 1)).astype("float32")
+    y = np.ones((rows, 1), "float32")
+    end = GLOBAL_BATCH * BAD_STEP
+    if fault == "replica":
+        x[end - GLOBAL_BATCH // 2 : end] = 6e4
+    if fault == "sum":
+        y[end - GLOBAL_BATCH : end] = (
+            3e4  # gradients fit float32, not the wire's float16
+        )
+    options = tf.data.Options()
+    policy = tf.data.experimental.AutoShardPolicy.DATA
+    options.experimental_distribute.auto_shard_policy = policy
+    data = tf.data.Dataset.from_tensor_slices((x, (y, y)))
+    return data.batch(GLOBAL_BATCH).with_options(options)
+
+
+def state(strategy, model):
+    local = strategy.experimental_local_results
+    return [
+        copy.numpy().tolist()
+        for variable in [*model.variables, *model.optimizer.variables]
+        for copy in local(variable.value)
+    ]
+
+
+def _strategy():
+    import tensorflow as tf
+
+    if "TF_CONFIG" in os.environ:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return mirrored(2)
+
+
+if __name__ == "__main__":
+    import keras_mp
+
+    print(json.dumps(cases(_strategy())))
