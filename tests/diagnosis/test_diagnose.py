@@ -1,11 +1,14 @@
 """Planted faults are named, by layer and direction, and nothing else with them."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 from keras import layers, ops
 
 import keras_mp
+from keras_mp.diagnosis.culprits import rule_for
 
 ROWS = 16
 
@@ -235,6 +238,32 @@ def test_a_planted_fault_is_named_and_nothing_else(plant):
     assert (diagnosis.suggested_policy is not None) == helps
     if helps:
         check_suggestion(fault, diagnosis)
+
+
+# A batch of finite gradients skips no step.
+SKIPPED = [fault for fault in FAULTS if fault is not vanishing]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+@pytest.mark.parametrize("plant", SKIPPED, ids=lambda plant: plant.__name__)
+def test_the_callback_names_it_too_when_the_step_was_skipped(plant):
+    with keras_mp.policy_scope("mixed_float16"):
+        fault = plant()
+    monitor = keras_mp.callbacks.OverflowMonitor()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fault.model.fit(*fault.data, ROWS, verbose=0, callbacks=[monitor])
+    assert monitor.skipped == 1
+    said = [str(each.message) for each in caught]
+    said = [message for message in said if "OverflowMonitor" in message]
+    layer, tensor, phase, _ = fault.expected
+    if phase == "backward":  # the first scale is too large for it: no layer's fault
+        assert "first loss scale" in said[0]
+        assert rule_for(layer) in said[0]
+    else:
+        (report,) = monitor.reports
+        assert [each[:3] for each in report.culprits] == [(layer, tensor, phase)]
+        assert rule_for(layer) in said[0]
 
 
 def check_suggestion(fault, diagnosis):
