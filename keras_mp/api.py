@@ -1,6 +1,7 @@
 """The public names of keras_mp."""
 
 from keras_mp import callbacks, hardware, layers, lists, ops, scaling  # noqa: F401
+from keras_mp.calibration import calibrate_scale
 from keras_mp.conversion import convert
 from keras_mp.diagnosis import Culprit, Diagnosis, LayerNumbers, diagnose
 from keras_mp.export import export
@@ -26,6 +27,7 @@ __all__ = [
     "Policy",
     "SpikeRule",
     "__version__",
+    "calibrate_scale",
     "callbacks",
     "compile",
     "convert",

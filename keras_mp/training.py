@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_mp import (
+    calibration,
     conversion,
     distribute,
     dtypes,
@@ -69,7 +70,9 @@ def compile(
             stay in float32 needs a rule or an island, even if it was made with
             ``dtype="float32"``.
         scaling: None for dynamic loss scaling where it is needed; or a rule of
-            `keras_mp.scaling`, or ``"dynamic"`` or ``"log_normal"``.
+            `keras_mp.scaling`, or ``"dynamic"`` or ``"log_normal"``. ``"calibrate"`` is
+            dynamic scaling, or the rule that the optimizer has, whose first scale is
+            measured on the first batch of ``fit`` (`keras_mp.calibrate_scale`).
         guard: None to guard a model with a layer in 16 bits; True to guard it in
             float32 too; False to leave the optimizer as it is, which float16 does not
             allow. If the ``compile`` of the model's own class has an argument of this
@@ -86,8 +89,8 @@ def compile(
             ``skip_spikes`` neither a bool nor a rule.
         ValueError: ``optimizer`` is Keras's own `LossScaleOptimizer`; a rule is given
             together with an optimizer that has another, or with ``guard=False``;
-            ``guard=False`` is given for float16; the policy is unknown; or the policy
-            does not fit the model's variables.
+            ``guard=False`` is given for float16; there is no scale to calibrate; the
+            policy is unknown; or the policy does not fit the model's variables.
 
     Example:
 
@@ -101,7 +104,9 @@ def compile(
             f"keras_mp.compile(model, ...) needs a keras model. Got {model!r} of type "
             f"{type(model).__name__}."
         )
-    rule = _checked_rule(scaling)
+    calibrates = scaling == "calibrate"
+    given = None if calibrates else _checked_rule(scaling)
+    rule = _checked_rule("dynamic") if calibrates else given
     if _has_own_guard(model):
         kwargs, guard = kwargs | ({} if guard is None else {"guard": guard}), None
     spikes = checked_spike_rule("keras_mp.compile", skip_spikes)
@@ -110,7 +115,7 @@ def compile(
     for optimizer in (None, *_optimizers(args, kwargs)):
         distribute.check_scope(model, optimizer)
     with distribute.scope_of(model):
-        args, kwargs = _checked_arguments(model, args, kwargs, rule, spikes)
+        args, kwargs = _checked_arguments(model, args, kwargs, given, spikes)
         if policy is not None:
             conversion.convert(model, policy)
         make_safe(model)
@@ -123,6 +128,8 @@ def compile(
         distribute.prepare_steps(model, optimizer)
     execution.run_in_graph(model)
     guards.fall_back(model)
+    if calibrates:
+        calibration.calibrate_first_step(model)
 
 
 def _is_optimizer(value):

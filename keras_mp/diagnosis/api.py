@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_mp import policies, tables
-from keras_mp.diagnosis import culprits, scales, search
+from keras_mp.diagnosis import culprits, given, scales, search
 from keras_mp.diagnosis.culprit import Culprit
 from keras_mp.diagnosis.report import Diagnosis, layers_of, underflow
 from keras_mp.optimizer import LossScaleOptimizer
@@ -68,27 +68,36 @@ def diagnose(
     >>> culprit.phase, culprit.kind, culprit.evidence
     ('forward', 'overflow', '64 of 64 numbers are inf in float16; it read at most 1')
     """
-    _check(model, scale, loss)
-    batch = Batch(*map(_tensors, (x, y, sample_weight)))
+    given.check_model("keras_mp.diagnose(model, ...)", model, loss)
+    _check_scale(scale)
+    batch = given.as_batch(x, y, sample_weight)
     if scale is None:
         scale = present_scale(model)
-    recorder = _recorder(model, batch, loss)
+    case = case_of(model, batch, loss, scale)
+    found = culprits.find(case)
+    policy, verdict = _remedy(model, batch, loss, found, case.safe_scale, scale)
+    return Diagnosis(
+        tuple(found),
+        layers_of(case.record),
+        scale,
+        case.safe_scale,
+        underflow(case.record, case.exact) if case.exact else 0.0,
+        policy,
+        verdict,
+        case.record.loss,
+    )
+
+
+def case_of(
+    model: keras.Model, batch: Batch, loss: Callable | None, scale: float
+) -> culprits.Case:
+    """Return what is known of a batch at a loss scale. Synchronises."""
+    recorder = given.recorder_of("keras_mp.diagnose", model, batch, loss)
     low = policies.is_low_anywhere(model)
     record = recorder.record(scale, against_float32=low)
     exact = recorder.record_in_float32(1.0) if low else None
     safe = scales.largest_safe_scale(recorder.run(), exact or record)
-    found = culprits.find(culprits.Case(model, batch, record, exact, safe))
-    policy, verdict = _remedy(model, batch, loss, found, safe, scale)
-    return Diagnosis(
-        tuple(found),
-        layers_of(record),
-        scale,
-        safe,
-        underflow(record, exact) if exact else 0.0,
-        policy,
-        verdict,
-        record.loss,
-    )
+    return culprits.Case(model, batch, record, exact, safe)
 
 
 def present_scale(model: keras.Model) -> float:
@@ -99,59 +108,12 @@ def present_scale(model: keras.Model) -> float:
     return 1.0
 
 
-def _check(model: Any, scale: Any, loss: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"keras_mp.diagnose(model, ...) needs a Keras model. Got {model!r} of type "
-            f"{type(model).__name__}."
-        )
-    if type(model).call is keras.Model.call:
-        raise ValueError(
-            f"keras_mp.diagnose(model, ...) needs a model with a `call`. Class "
-            f"{type(model).__name__} has none. Diagnose the models inside it one by "
-            "one, with what its `train_step` computes from each: "
-            "keras_mp.diagnose(model.generator, x, y, loss=...)."
-        )
-    if loss is None and not getattr(model, "compiled", False):
-        raise ValueError(
-            f"keras_mp.diagnose(model, ...) needs a loss, and model '{model.name}' is "
-            "not compiled. Call keras_mp.compile(model, ...) first, or pass "
-            "loss=keras.losses.MeanSquaredError() or any function of y and y_pred."
-        )
+def _check_scale(scale: Any) -> None:
     if scale is not None and not 0 < scale < float("inf"):
         raise ValueError(
             f"keras_mp.diagnose(scale={scale!r}) needs a finite loss scale above 0, "
             "such as 2.0**15."
         )
-
-
-def _tensors(structure: Any) -> Any:
-    """Return arrays as tensors, floats in float32, as ``fit`` does."""
-
-    def tensor(leaf: Any) -> Any:
-        if not hasattr(leaf, "__array__") or keras.ops.is_tensor(leaf):
-            return leaf
-        dtype = keras.backend.standardize_dtype(leaf.dtype)
-        wide = keras.backend.is_float_dtype(dtype) and dtype == "float64"
-        return keras.ops.convert_to_tensor(leaf, "float32" if wide else None)
-
-    return keras.tree.map_structure(tensor, structure)
-
-
-def _recorder(model: keras.Model, batch: Batch, loss: Callable | None) -> Recorder:
-    """Return a `Recorder` that has run the batch forward."""
-    recorder = Recorder(model, batch, loss)
-    try:
-        recorder.run()
-    except ValueError as error:
-        if "No loss to compute" not in str(error):
-            raise
-        raise ValueError(
-            f"keras_mp.diagnose(model, ...) needs a loss. Model '{model.name}' was "
-            "compiled without one and adds none. Pass loss=, a function of y and "
-            "y_pred that returns what its `train_step` computes."
-        ) from error
-    return recorder
 
 
 def _remedy(

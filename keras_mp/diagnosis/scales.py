@@ -20,8 +20,8 @@ def largest_safe_scale(run: Pass, record: Record) -> float | None:
 
     Args:
         run: The forward pass of the batch.
-        record: Its record, in float32 where that is known, whose gradients tell where
-            to begin.
+        record: Its record, in any precision, whose gradients tell where to begin. One
+            in float32 tells it best.
 
     Returns:
         The scale; None if none is small enough, as after an overflow in the forward
@@ -29,19 +29,22 @@ def largest_safe_scale(run: Pass, record: Record) -> float | None:
     """
     if not math.isfinite(record.loss):
         return None
-    exponent = _first_guess(run, record)
-    while not _all_finite(run, exponent):
-        exponent -= 1
-        if exponent < _LOWEST:
-            return None
-    while exponent < _HIGHEST and _all_finite(run, exponent + 1):
-        exponent += 1
-    return 2.0**exponent
+    guess = _first_guess(run, record)
+    tries = iter((guess, guess + 1, guess - 1))
+    largest, too_large = _LOWEST - 1, _HIGHEST + 1
+    while too_large - largest > 1:
+        exponent = next(tries, (largest + too_large) // 2)
+        if largest < exponent < too_large:
+            if _all_finite(run, exponent):
+                largest = exponent
+            else:
+                too_large = exponent
+    return 2.0**largest if largest >= _LOWEST else None
 
 
 def _first_guess(run: Pass, record: Record) -> int:
     rooms = list(_rooms({call.path: call.dtype for call in run.calls}, record))
-    guess = math.floor(min(rooms, default=0.0) + math.log2(record.scale))
+    guess = math.floor(min(rooms, default=_HIGHEST) + math.log2(record.scale))
     return max(_LOWEST, min(_HIGHEST, guess))
 
 

@@ -16,6 +16,7 @@ from keras_mp.distribute.empty import unless_empty
 from keras_mp.distribute.reduction import sum_over_replicas
 from keras_mp.distribute.scope import check_apply, check_scope, scope_of
 from keras_mp.distribute.trainer import prepare_steps
+from keras_mp.distribute.workers import replicas_of, smallest_over_workers
 
 __all__ = [
     "check_apply",
@@ -28,10 +29,12 @@ __all__ = [
     "prepare_steps",
     "replicas",
     "replicas_here",
+    "replicas_of",
     "restore_unless",
     "run_once",
     "scope_of",
     "share_variables",
+    "smallest_over_workers",
     "sum_over_replicas",
     "unless_empty",
 ]

@@ -8,7 +8,7 @@ import keras
 from keras_mp.optimizer.loop import Loop
 from keras_mp.optimizer.proxy import Proxy
 from keras_mp.optimizer.scaler import Scaler
-from keras_mp.scaling import LossScale
+from keras_mp.scaling import LossScale, StaticLossScale
 
 
 class RuleSettings(Proxy):
@@ -63,6 +63,39 @@ class RuleSettings(Proxy):
             raise AttributeError(
                 "LossScaleOptimizer.dynamic_scale is a variable, which cannot be "
                 "replaced. Set its value with `.dynamic_scale.assign(...)`."
+            )
+
+    def set_scale(self, scale: float) -> float:
+        """Set what the next loss is multiplied by, moved into the range of the rule.
+
+        On all replicas. The counters and the rest of the rule's state stay as they
+        are. Synchronises with the device.
+
+        Args:
+            scale: A number above 0, which may be infinite.
+
+        Returns:
+            The scale that was set.
+
+        Raises:
+            ValueError: The rule keeps one scale.
+
+        Example:
+
+        >>> optimizer = keras_mp.LossScaleOptimizer("sgd")
+        >>> optimizer.set_scale(1024.0), optimizer.set_scale(2.0**40)
+        (1024.0, 16777216.0)
+        """
+        self.check_scale_can_be_set("LossScaleOptimizer.set_scale(...)")
+        return self._scaler.set_scale(scale)
+
+    def check_scale_can_be_set(self, called: str) -> None:
+        """Raise ValueError, with what was called, if the rule keeps one scale."""
+        if isinstance(self.scaling, StaticLossScale):
+            raise ValueError(
+                f"{called} needs a rule whose scale may change. The optimizer "
+                f"'{self.name}' has {self.scaling!r}. Make it with "
+                "scaling='dynamic', or with StaticLossScale of another number."
             )
 
     @property

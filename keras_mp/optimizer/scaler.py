@@ -121,6 +121,12 @@ class Scaler:
         """Count a step whose loss was not finite, if the bool ``nonfinite`` is true."""
         distribute.count_if_any(self._nonfinite_losses, nonfinite)
 
+    def set_scale(self, scale):
+        """Set the scale, moved into the rule's range; return it as a float."""
+        self.scale.assign(scale)
+        self.adopt_state()
+        return _read(self.scale)
+
     def adopt_state(self):
         """Move a state that was read from a checkpoint into the rule's range."""
         adopted = self.rule.adopt(self._read_state(lambda each: each.numpy().item()))

@@ -5,7 +5,7 @@ and backward, `Measures` says what the numbers of a tensor are like, and a `Reco
 holds them all. Diagnosis and monitors are views of that record.
 """
 
-from keras_mp.recording.feed import BatchCallback, share, shares
+from keras_mp.recording.feed import BatchCallback, executed, share, shares
 from keras_mp.recording.formats import FLOAT32, FORMATS, Format, coarsest
 from keras_mp.recording.measures import Error, Measures, merged
 from keras_mp.recording.record import LayerCall, Record, Recorder, Tensor, Weight
@@ -25,6 +25,7 @@ __all__ = [
     "Tensor",
     "Weight",
     "coarsest",
+    "executed",
     "merged",
     "share",
     "shares",

@@ -92,6 +92,28 @@ def _batch(data: Any, leaves: Iterable[Any]) -> Batch:
     return Batch(*keras.utils.unpack_x_y_sample_weight(packed))
 
 
+def executed(
+    model: keras.Model, iterator: Iterable[Any], step: Callable[[Any], Any]
+) -> Any:
+    """Run the steps of one execution of ``fit``, each by a call of ``step``.
+
+    Args:
+        model: The model that is trained.
+        iterator: What the ``train_function`` of the model got: batches.
+        step: Takes a batch and returns the logs of its step.
+
+    Returns:
+        The logs of the last step.
+
+    Raises:
+        StopIteration: There was no batch, as an iterator at its end tells Keras.
+    """
+    ran = [step(data) for data in itertools.islice(iterator, model.steps_per_execution)]
+    if not ran:
+        raise StopIteration
+    return ran[-1]
+
+
 def _has_rows(batch: Batch) -> bool:
     leaves = keras.tree.flatten(batch)
     return all(leaf is None or leaf.shape[:1] != (0,) for leaf in leaves)
@@ -159,12 +181,8 @@ class _Feed:
 
     def _run(self, function: Callable, iterator: Iterator) -> Any:
         """Run the steps of one execution, each in a call of its own."""
-        several = self._model.steps_per_execution
-        batches = itertools.islice(iterator, several)
-        ran = [self._step(function, data) for data in batches]
-        if not ran:
-            raise StopIteration  # as an iterator at its end tells Keras
-        return ran[-1]
+        step = functools.partial(self._step, function)
+        return executed(self._model, iterator, step)
 
     def _step(self, function: Callable, data: Any) -> Any:
         self._steps += 1

@@ -1,0 +1,77 @@
+"""The model and the batch that were given: checked, as tensors, and run forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_mp.recording import Batch, Recorder
+
+
+def check_model(called: str, model: Any, loss: Callable | None) -> None:
+    """Check that a batch of ``model`` can be run forward and backward.
+
+    Args:
+        called: The function that was called, for messages: ``"keras_mp.diagnose(model, ...)"``.
+        model: What should be a Keras model.
+        loss: The loss that was given, or None for the compiled one.
+
+    Raises:
+        TypeError: ``model`` is not a Keras model.
+        ValueError: It has no ``call`` or no loss.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"{called} needs a Keras model. Got {model!r} of type "
+            f"{type(model).__name__}."
+        )
+    if type(model).call is keras.Model.call:
+        raise ValueError(
+            f"{called} needs a model with a `call`. Class "
+            f"{type(model).__name__} has none. Call keras_mp.diagnose or "
+            "keras_mp.calibrate_scale with the models inside it one by one, and loss=, "
+            "what its `train_step` computes from each."
+        )
+    if loss is None and not getattr(model, "compiled", False):
+        raise ValueError(
+            f"{called} needs a loss, and model '{model.name}' is "
+            "not compiled. Call keras_mp.compile(model, ...) first, or pass "
+            "loss=keras.losses.MeanSquaredError() or any function of y and y_pred."
+        )
+
+
+def as_batch(x: Any, y: Any, sample_weight: Any) -> Batch:
+    """Return arrays as a `Batch` of tensors, floats in float32, as ``fit`` does."""
+
+    def tensor(leaf: Any) -> Any:
+        if not hasattr(leaf, "__array__") or keras.ops.is_tensor(leaf):
+            return leaf
+        dtype = keras.backend.standardize_dtype(leaf.dtype)
+        wide = keras.backend.is_float_dtype(dtype) and dtype == "float64"
+        return keras.ops.convert_to_tensor(leaf, "float32" if wide else None)
+
+    return Batch(*keras.tree.map_structure(tensor, (x, y, sample_weight)))
+
+
+def recorder_of(
+    called: str, model: keras.Model, batch: Batch, loss: Callable | None
+) -> Recorder:
+    """Return a `Recorder` that has run the batch forward.
+
+    Raises:
+        ValueError: There is no loss to compute.
+    """
+    recorder = Recorder(model, batch, loss)
+    try:
+        recorder.run()
+    except ValueError as error:
+        if "No loss to compute" not in str(error):
+            raise
+        raise ValueError(
+            f"{called} needs a loss. Model '{model.name}' was compiled without one and "
+            "adds none. Pass loss=, a function of y and y_pred that returns what its "
+            "`train_step` computes, to keras_mp.diagnose or keras_mp.calibrate_scale."
+        ) from error
+    return recorder
