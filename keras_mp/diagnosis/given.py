@@ -14,7 +14,7 @@ def check_model(called: str, model: Any, loss: Callable | None) -> None:
     """Check that a batch of ``model`` can be run forward and backward.
 
     Args:
-        called: The function that was called, for messages: ``"keras_mp.diagnose(model, ...)"``.
+        called: What was called, for messages: ``"keras_mp.diagnose(model, ...)"``.
         model: What should be a Keras model.
         loss: The loss that was given, or None for the compiled one.
 
