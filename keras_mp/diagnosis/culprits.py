@@ -215,16 +215,19 @@ def _mask_in_code(case: Case, path: str, tensor: Tensor) -> tuple[str, str] | No
 
 
 def _constants(layer: Any) -> Iterator[float]:
-    """Yield the numbers in the code and the attributes of a layer."""
-    codes = [
-        value.__code__
-        for value in vars(type(layer)).values()
-        if inspect.isfunction(value)
+    """Yield the numbers in the code and the attributes of a layer and its classes."""
+    classes = [
+        each
+        for each in type(layer).__mro__
+        if each is not object and not private.layers.is_code_of_keras(each)
     ]
+    values = [value for each in classes for value in vars(each).values()]
+    codes = [value.__code__ for value in values if inspect.isfunction(value)]
     for code in codes:
         codes += [each for each in code.co_consts if inspect.iscode(each)]
         yield from (each for each in code.co_consts if isinstance(each, float))
-    yield from (each for each in vars(layer).values() if isinstance(each, float))
+    values += vars(layer).values()
+    yield from (each for each in values if isinstance(each, float))
 
 
 # Losses.
