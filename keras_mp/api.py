@@ -5,6 +5,7 @@ from keras_mp.calibration import calibrate_scale
 from keras_mp.conversion import convert
 from keras_mp.diagnosis import Culprit, Diagnosis, LayerNumbers, diagnose
 from keras_mp.export import export
+from keras_mp.flight import replay
 from keras_mp.lint import Finding, lint
 from keras_mp.loading import load_model
 from keras_mp.memory import MemoryReport, memory_report
@@ -41,6 +42,7 @@ __all__ = [
     "memory_report",
     "ops",
     "policy_scope",
+    "replay",
     "scaling",
     "set_policy",
     "wrap_optimizer",

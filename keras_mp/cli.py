@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_lint(commands)
     _add_diagnose(commands)
+    _add_replay(commands)
     return parser
 
 
@@ -176,6 +177,27 @@ def _add_diagnose(commands: Any) -> None:
     )
     parser.add_argument(
         "--json", action="store_true", help="print everything as a JSON object"
+    )
+
+
+def _add_replay(commands: Any) -> None:
+    parser = commands.add_parser(
+        "replay",
+        help="repeat a step that overflowed, from a file of FlightRecorder",
+        description="Repeat a training step that keras_mp.callbacks.FlightRecorder "
+        "wrote, with its batch, random numbers and loss scale, and print what went "
+        "wrong. The exit status is 1 if anything does, and 0 if the step is clean. The "
+        "model is loaded as `keras-mp lint` does.",
+    )
+    parser.add_argument("file", metavar="FILE", help="overflow-....npz")
+    parser.add_argument(
+        "--model",
+        metavar="MODEL.keras",
+        required=True,
+        help="the model of that training, as it was before the step or nearest to it",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the diagnosis as a JSON object"
     )
 
 

@@ -12,10 +12,11 @@ import importlib.util
 import json
 import pathlib
 import textwrap
+import warnings
 
 import keras
 
-from keras_mp import data_files, hardware, model_files, processes
+from keras_mp import data_files, flight, hardware, model_files, processes
 from keras_mp.compare import custom, picture, report, runner, tasks, worker
 from keras_mp.compare.tasks import Job
 from keras_mp.diagnosis import diagnose as diagnose_model
@@ -165,6 +166,31 @@ def diagnose(arguments: argparse.Namespace) -> int:
     return int(bool(found.culprits))
 
 
+def replay(arguments: argparse.Namespace) -> int:
+    """Run the ``replay`` command; return its exit code."""
+    file, path = arguments.file, arguments.model
+    try:
+        recorded = flight.read(file)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    model = model_files.load(path, path, "replay it", "keras_mp.replay", _load_as_saved)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            found = flight.replayed(recorded, file, model)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    if arguments.json:
+        show(found.to_json())
+        return int(bool(found.culprits))
+    show(recorded.text())
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            show(textwrap.fill(f"warning: {warning.message}", 88))
+    show(f"\nnow: {found}")
+    return int(bool(found.culprits))
+
+
 def _load_as_saved(path: str) -> keras.Model:
     """Load a model as `keras_mp.load_model` does if it was made with keras_mp."""
     return load_model(path) if holds_ours(path) else keras.saving.load_model(path)
@@ -227,4 +253,5 @@ COMMANDS = {
     "export": export,
     "lint": lint,
     "diagnose": diagnose,
+    "replay": replay,
 }

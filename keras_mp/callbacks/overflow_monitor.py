@@ -6,16 +6,14 @@ import collections
 import warnings
 from typing import Any
 
-import keras
-
 from keras_mp.callbacks.overflow import Overflow
 from keras_mp.callbacks.skip import Skip
-from keras_mp.callbacks.skips import Skips, count_by_variable, has_scale, skips_of
-from keras_mp.recording import BatchCallback
+from keras_mp.callbacks.skip_callback import SkipCallback
+from keras_mp.callbacks.skips import Skips
 from keras_mp.scaling.base import checked_count
 
 
-class OverflowMonitor(BatchCallback):
+class OverflowMonitor(SkipCallback):
     """Warns of a skipped step, by layer, direction and replica.
 
     "step 1204 skipped on replica 1: the output of block_3/attention overflowed
@@ -71,37 +69,30 @@ class OverflowMonitor(BatchCallback):
         self.elsewhere: int = 0
         self.skipped: int = 0
 
-    def set_model(self, model: keras.Model) -> None:
-        super().set_model(model)
-        if has_scale(model):
-            count_by_variable(model)
-
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         self.reports = []
         self.expected = self.elsewhere = self.skipped = 0
         self._times: collections.Counter[Any] = collections.Counter()
         self._falling: list[Skip] = []
-        self._skips: Skips | None = None
-        if has_scale(self.model):
-            self._skips = skips_of(self.model)
-        else:
-            warnings.warn(
-                "OverflowMonitor has nothing to watch: the model's optimizer is "
-                f"{self.model.optimizer!r}, not a keras_mp.LossScaleOptimizer, and "
-                "skips no step. float16 models get one from keras_mp.compile(model, "
-                "...); bfloat16 and float32 need none.",
-                stacklevel=2,
-            )
 
-    def after_step(self, step: int, data: Any, logs: Any) -> None:
-        if self._skips is None:
+    def _after_skip(self, skip: Skip) -> None:
+        self.skipped += 1
+        is_full = len(self.reports) >= self.max_reports
+        if not skip.shares:
+            self.elsewhere += 1
+        elif is_full and not skip.grown:
             return
-        skip = self._skips.after(step, data)
-        if skip is not None:
-            self.skipped += 1
-            self._judge(skip)
-        elif self._falling:
+        elif skip.expected:
+            self.expected += 1
+        elif skip.of_first_scale:
+            self._falling.append(skip)
+        else:
+            for overflow in skip.overflows:
+                self._report(overflow)
+
+    def _after_good_step(self, skips: Skips) -> None:
+        if self._falling:
             self._report_first_scale("until it had fallen to")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -119,20 +110,6 @@ class OverflowMonitor(BatchCallback):
                 f"which {self.expected} are part of loss scaling. {'; '.join(often)}.",
                 stacklevel=2,
             )
-
-    def _judge(self, skip: Skip) -> None:
-        is_full = len(self.reports) >= self.max_reports
-        if not skip.shares:
-            self.elsewhere += 1
-        elif is_full and not skip.grown:
-            return
-        elif skip.expected:
-            self.expected += 1
-        elif skip.first and skip.by_scale:
-            self._falling.append(skip)
-        else:
-            for overflow in skip.overflows:
-                self._report(overflow)
 
     def _report(self, overflow: Overflow) -> None:
         if len(self.reports) >= self.max_reports:
@@ -158,7 +135,8 @@ class OverflowMonitor(BatchCallback):
         warnings.warn(
             f"OverflowMonitor: the first loss scale of {first.scale:g} was too large: "
             f"{count} steps were skipped {how_far} {skips.scale:g} ({cause}). They "
-            f"are lost, and nothing else is wrong. Start with "
-            f"LossScaleOptimizer(..., initial_scale={skips.scale:g}).",
+            f"are lost, and nothing else is wrong. Start with initial_scale="
+            f"{skips.scale:g}, or have keras_mp.compile(..., scaling='calibrate') "
+            "measure the first scale.",
             stacklevel=2,
         )

@@ -89,6 +89,11 @@ class Skip:
         return self.grown and self.by_scale
 
     @property
+    def of_first_scale(self) -> bool:
+        """Whether no step was applied yet, because the first scale is too large."""
+        return self.first and self.by_scale
+
+    @property
     def by_scale(self) -> bool:
         """Whether the scale alone was too large: forward pass and loss are finite."""
         return self._look()[1]

@@ -10,11 +10,13 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
+import numpy as np
 
-from keras_mp.private import attributes
+from keras_mp.private import attributes, layers
 
 _BY_DTYPE = ("normal", "truncated_normal", "uniform")
 
@@ -87,3 +89,34 @@ def global_seed() -> list[keras.Variable]:
     module = sys.modules[keras.random.SeedGenerator.__module__]
     generator = module.global_state.get_global_attribute("global_seed_generator")
     return [] if generator is None else [generator.state]
+
+
+def seeds_of(model: keras.Model) -> list[keras.Variable]:
+    """Return the state of each random generator that a layer of ``model`` has.
+
+    In the order of the layers. Keras has no public list of them.
+    """
+    generators = {
+        id(generator): generator
+        for layer in layers.walk(model)
+        for generator in layer._seed_generators
+    }
+    return [generator.state for generator in generators.values()]
+
+
+@contextlib.contextmanager
+def seeds_set(seeds: Sequence[keras.Variable], states: Sequence[Any]) -> Iterator[None]:
+    """Give random generators other states in the block.
+
+    Args:
+        seeds: As of `seeds_of`.
+        states: A value for each.
+    """
+    before = [np.array(keras.ops.convert_to_numpy(seed)) for seed in seeds]
+    try:
+        for seed, state in zip(seeds, states, strict=True):
+            seed.assign(state)
+        yield
+    finally:
+        for seed, state in zip(seeds, before, strict=True):
+            seed.assign(state)
