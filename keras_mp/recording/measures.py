@@ -193,9 +193,12 @@ def compared(tensor: Any, exact: Any) -> Any:
         A float64 vector: three squared norms, of ``tensor``, of ``exact`` and of their
         difference; their product; the numbers that vanished, and that are not 0.
     """
-    one, other = (
-        tf.cast(tf.reshape(each, [-1]), tf.float64) for each in (tensor, exact)
-    )
+    return _compared(_flat(tensor, tf.float32), _flat(exact, tf.float32))
+
+
+@tf.function(input_signature=[tf.TensorSpec([None], tf.float32)] * 2, autograph=False)
+def _compared(tensor: Any, exact: Any) -> Any:
+    one, other = tf.cast(tensor, tf.float64), tf.cast(exact, tf.float64)
     there = other != 0
     vanished = tf.logical_and(there, one == 0)
     return tf.stack(
