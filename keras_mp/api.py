@@ -1,6 +1,6 @@
 """The public names of keras_mp."""
 
-from keras_mp import callbacks, hardware, layers, lists, ops, scaling  # noqa: F401
+from keras_mp import callbacks, hardware, layers, lists, ops, plot, scaling  # noqa: F401
 from keras_mp.calibration import calibrate_scale
 from keras_mp.conversion import convert
 from keras_mp.diagnosis import Culprit, Diagnosis, LayerNumbers, diagnose
@@ -41,6 +41,7 @@ __all__ = [
     "load_model",
     "memory_report",
     "ops",
+    "plot",
     "policy_scope",
     "replay",
     "scaling",

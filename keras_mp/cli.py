@@ -178,6 +178,11 @@ def _add_diagnose(commands: Any) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print everything as a JSON object"
     )
+    parser.add_argument(
+        "--plot",
+        metavar="FILE.png",
+        help="draw the ranges of all layers beside those of the formats",
+    )
 
 
 def _add_replay(commands: Any) -> None:

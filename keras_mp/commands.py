@@ -19,6 +19,7 @@ import keras
 from keras_mp import data_files, flight, hardware, model_files, processes
 from keras_mp.compare import custom, picture, report, runner, tasks, worker
 from keras_mp.compare.tasks import Job
+from keras_mp.diagnosis import Diagnosis
 from keras_mp.diagnosis import diagnose as diagnose_model
 from keras_mp.export import export as export_model
 from keras_mp.hardware import MIXED_POLICIES
@@ -53,9 +54,13 @@ def train(arguments: argparse.Namespace) -> None:
     """Run the ``train`` command."""
     job = _job(arguments)
     folder = output_folder(arguments.output)
-    _need("matplotlib", "to draw the picture")
+    _need("keras-mp train", "matplotlib", "to draw the picture")
     if job.task == "digits":
-        _need("sklearn", "because its data set of digits is the default task")
+        _need(
+            "keras-mp train",
+            "sklearn",
+            "because its data set of digits is the default task",
+        )
     task = worker.TASKS[job.task]
     policies = [runner.BASELINE, *policies_of_train(arguments.policy)]
     native = hardware.native_policies()
@@ -146,6 +151,8 @@ def lint(arguments: argparse.Namespace) -> int:
 def diagnose(arguments: argparse.Namespace) -> int:
     """Run the ``diagnose`` command; return its exit code."""
     path, called = arguments.model, f"--data {arguments.data}"
+    if arguments.plot:
+        _need("keras-mp diagnose --plot", "matplotlib", "to draw the picture")
     model = model_files.load(
         path, path, "diagnose it", "keras_mp.diagnose", _load_as_saved
     )
@@ -163,7 +170,21 @@ def diagnose(arguments: argparse.Namespace) -> int:
         x, y = batch["x"], batch["y"]
         raise custom.does_not_fit(called, model, x, y, error) from None
     show(found.to_json() if arguments.json else str(found))
+    if arguments.plot:
+        _write_picture(found, arguments.plot)
     return int(bool(found.culprits))
+
+
+def _write_picture(found: Diagnosis, path: str) -> None:
+    try:
+        found.plot(path)
+    except (OSError, ValueError) as error:
+        raise explain(
+            f"--plot {path}",
+            "a file to write, of a kind that matplotlib knows by its suffix",
+            model_files.on_one_line(error),
+            "give another file, such as ranges.png in a folder that there is",
+        ) from None
 
 
 def replay(arguments: argparse.Namespace) -> int:
@@ -187,7 +208,7 @@ def replay(arguments: argparse.Namespace) -> int:
     for warning in caught:
         if issubclass(warning.category, UserWarning):
             show(textwrap.fill(f"warning: {warning.message}", 88))
-    show(f"\nnow: {found}")
+    show(f"\nnow:\n{found}")
     return int(bool(found.culprits))
 
 
@@ -236,12 +257,12 @@ def _job(arguments: argparse.Namespace) -> Job:
     return job
 
 
-def _need(module: str, why: str) -> None:
+def _need(called: str, module: str, why: str) -> None:
     """Raise UserError if ``module`` is not installed."""
     if importlib.util.find_spec(module) is None:
         package = {"sklearn": "scikit-learn"}.get(module, module)
         raise explain(
-            "keras-mp train",
+            called,
             f"{package}, {why}",
             "a Python without it",
             "pip install matplotlib scikit-learn",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 #: The text of an entry; None where there is no value, which is shown as a dash.
 Cell = str | None
@@ -28,6 +28,40 @@ def scale(value: float) -> str:
     if mantissa == 0.5 and not 1 <= value < 1e6:
         return f"2**{exponent - 1}"
     return f"{value:.0f}" if value < 1e6 and value.is_integer() else f"{value:g}"
+
+
+def tree(paths: Iterable[str]) -> Iterator[str]:
+    """Yield each path without those before it that it is inside of, but indented.
+
+    Example:
+
+    >>> print("\n".join(tree(["net", "net/block", "net/block/dense", "net/head"])))
+    net
+      block
+        dense
+      head
+    """
+    around: list[str] = []
+    for path in paths:
+        while around and not path.startswith(f"{around[-1]}/"):
+            around.pop()
+        start = len(around[-1]) + 1 if around else 0
+        yield "  " * len(around) + path[start:]
+        around.append(path)
+
+
+def short(name: str, longest: int) -> str:
+    """Return a name without its middle if it has more characters than ``longest``.
+
+    Example:
+
+    >>> short("a_layer", 7), short("a_long_layer", 7)
+    ('a_layer', 'a_l…yer')
+    """
+    if len(name) <= longest:
+        return name
+    end = (longest - 1) // 2
+    return f"{name[: longest - 1 - end]}…{name[-end:]}"
 
 
 def aligned(rows: Iterable[Sequence[Cell]], numbers: bool = True) -> str:

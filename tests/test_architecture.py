@@ -105,12 +105,14 @@ ROOMS = {
         "watching",
         "wrapping",
     },
+    "plot": {"recording", "tables"},
     "diagnosis": {
         "conversion",
         "heads",
         "kinds",
         "numerics",
         "optimizer",
+        "plot",
         "policies",
         "private",
         "recording",
@@ -193,6 +195,7 @@ ROOMS = {
         "memory",
         "ops",
         "optimizer",
+        "plot",
         "placement",
         "policies",
         "scaling",
@@ -205,6 +208,7 @@ ROOMS = {
         "data_files",
         "hardware",
         "model_files",
+        "plot",
         "processes",
         "scaling",
         "tables",
@@ -295,7 +299,13 @@ def test_keras_internals_are_never_imported(path):
 
 
 def test_public_names_have_docstrings_of_their_own():
-    for module in (keras_mp, keras_mp.layers, keras_mp.callbacks, keras_mp.scaling):
+    for module in (
+        keras_mp,
+        keras_mp.layers,
+        keras_mp.callbacks,
+        keras_mp.plot,
+        keras_mp.scaling,
+    ):
         assert module.__all__ == sorted(module.__all__)
         for name in set(module.__all__) - {"__version__"}:
             value = getattr(module, name)

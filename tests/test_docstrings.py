@@ -17,7 +17,13 @@ import keras_mp
 
 PUBLIC = [
     value
-    for module in (keras_mp, keras_mp.callbacks, keras_mp.layers, keras_mp.scaling)
+    for module in (
+        keras_mp,
+        keras_mp.callbacks,
+        keras_mp.layers,
+        keras_mp.plot,
+        keras_mp.scaling,
+    )
     for value in (getattr(module, name) for name in module.__all__)
     if callable(value)
 ]

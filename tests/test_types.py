@@ -23,6 +23,7 @@ PUBLIC = {
     "keras_mp.hardware",
     "keras_mp.layers",
     "keras_mp.ops",
+    "keras_mp.plot",
     "keras_mp.scaling",
 }
 

@@ -32,6 +32,10 @@ class ScalerStats(keras.callbacks.Callback):
             ``steps_per_execution`` runs several at once; in between and at the end of
             an epoch the logs repeat the last reading.
 
+    Attributes:
+        readings: A list of what ``optimizer.stats()`` returned before the first step of
+            the last ``fit`` and at each reading, which `keras_mp.plot.scale` draws.
+
     Raises:
         ValueError: ``frequency`` is neither ``"epoch"`` nor a whole number above 0.
 
@@ -55,9 +59,11 @@ class ScalerStats(keras.callbacks.Callback):
                 "a whole number of steps above 0, such as 100."
             )
         self.frequency: int | str = frequency
+        self.readings: list[dict[str, float | int]] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._last = {}
+        self.readings = [self.model.optimizer.stats()] if self._scales() else []
         self._steps_done = 0
         self._steps_read = 0
         self._epoch_start = 0
@@ -94,6 +100,7 @@ class ScalerStats(keras.callbacks.Callback):
         self._steps_read = self._steps_done
         if self._scales():
             stats = self.model.optimizer.stats()
+            self.readings.append(stats)
             self._last = {f"scaler_{name}": value for name, value in stats.items()}
 
     def _warn_if_all_were_skipped(self) -> None:

@@ -9,46 +9,37 @@ import numpy as np
 
 from keras_mp.compare.report import Comparison
 from keras_mp.compare.runner import Run
-
-# Colour, line and marker of each run in turn: colours that the colour-blind can tell
-# apart (Okabe and Ito, "Color Universal Design", 2008), and lines and markers that
-# differ in a black and white print too.
-STYLES = (("#000000", "-", "o"), ("#0072B2", "--", "s"), ("#D55E00", ":", "^"))
+from keras_mp.plot import style
+from keras_mp.plot.steps import draw_scale
 
 
 def write(comparison: Comparison, path: pathlib.Path) -> None:
     """Draw the losses of all runs and, below, the loss scale over the steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     runs = comparison.runs
     scaled = [run for run in runs if run.scale]
-    figure, axes = pyplot.subplots(
-        1 + len(scaled),
-        1,
-        figsize=(9, 4.2 + 2.4 * len(scaled)),
-        sharex=True,
-        height_ratios=(5, 3)[: 1 + len(scaled)],
-        squeeze=False,
-        layout="constrained",
-    )
-    axes = axes[:, 0]
+    figure = style.new_figure(9, 4.2 + 2.4 * len(scaled))
+    heights = (5, 3)[: 1 + len(scaled)]
+    axes = figure.subplots(
+        1 + len(scaled), 1, sharex=True, height_ratios=heights, squeeze=False
+    )[:, 0]
     title = comparison.task.title
     figure.suptitle(f"{title}\n{runs[0].ready['device']}", fontsize=11)
-    for run, style in zip(runs, STYLES, strict=False):
-        _draw_loss(axes[0], run, *style)
+    for run, look in zip(runs, style.STYLES, strict=False):
+        _draw_loss(axes[0], run, *look)
     axes[0].set(ylabel="loss", yscale=_loss_axis(runs))
     axes[0].legend(frameon=False, title="points: validation; thin: training steps")
     for run, below in zip(scaled, axes[1:], strict=True):
-        _draw_scale(below, run, STYLES[runs.index(run)][0])
+        colour = style.STYLES[runs.index(run)][0]
+        scales, skips = (
+            np.array(run.series(name), dtype=float) for name in ("scales", "skips")
+        )
+        draw_scale(below, np.arange(1, len(scales) + 1), scales, skips, colour)
+        below.set_ylabel(f"loss scale,\n{run.policy}")
     axes[-1].set(xlabel="training step")
+    axes[0].grid(axis="y", alpha=0.25)
     for each in axes:
-        each.spines[["top", "right"]].set_visible(False)
-        each.grid(axis="y", alpha=0.25)
-    figure.savefig(path, dpi=120, facecolor="white")
-    pyplot.close(figure)
+        style.plain(each)
+    style.written(figure, path)
 
 
 def _loss_axis(runs: list[Run]) -> str:
@@ -74,27 +65,3 @@ def _draw_loss(axes: Any, run: Run, colour: str, line: str, marker: str) -> None
         linewidth=1.6,
         label=run.policy,
     )
-
-
-def _draw_scale(axes: Any, run: Run, colour: str) -> None:
-    scales = np.array(run.series("scales"), dtype=float)
-    steps = np.arange(1, len(scales) + 1)
-    axes.step(steps, scales, where="post", color=colour, linewidth=1.6)
-    axes.set_yscale("log", base=2)
-    axes.margins(y=0.2)
-    axes.set_ylabel(f"loss scale,\n{run.policy}")
-    # A step is skipped because of the scale before it, which was too large.
-    skipped = steps[np.array(run.series("skips"), dtype=bool)]
-    too_large = np.insert(scales, 0, scales[0])[skipped - 1]
-    if len(skipped):
-        axes.plot(
-            skipped,
-            too_large,
-            "x",
-            color="black",
-            markersize=7,
-            markeredgewidth=1.6,
-            clip_on=False,
-            label="step skipped: gradients overflowed, nothing changed",
-        )
-        axes.legend(frameon=False, loc="lower right")

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any, NamedTuple
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 
+from keras_mp import plot
 from keras_mp.diagnosis.culprit import Culprit
 from keras_mp.diagnosis.text import text_of
 from keras_mp.recording import FLOAT32, FORMATS, Error, Measures, Record, Tensor, merged
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class LayerNumbers(NamedTuple):
@@ -101,6 +106,20 @@ class Diagnosis:
 
     def __str__(self) -> str:
         return text_of(self)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Draw the ranges of all layers, as `keras_mp.plot.ranges` does.
+
+        Args:
+            path: A file to write, such as ``"ranges.png"``; or None.
+
+        Returns:
+            A `matplotlib.figure.Figure`.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        return plot.ranges(self, path)
 
     def to_json(self) -> str:
         """Return everything as a JSON object; numbers that are not finite as text."""

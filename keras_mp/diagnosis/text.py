@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from keras_mp import tables
@@ -81,7 +81,8 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 def _table(diagnosis: Diagnosis) -> str:
     marked = {culprit.layer for culprit in diagnosis.culprits}
-    names = _tree(layer.path for layer in diagnosis.layers)
+    tree = tables.tree(layer.path for layer in diagnosis.layers)
+    names = [tables.short(name, _NAME) for name in tree]
     rows = [
         _row(layer, name, layer.path in marked)
         for layer, name in zip(diagnosis.layers, names, strict=True)
@@ -92,25 +93,6 @@ def _table(diagnosis: Diagnosis) -> str:
 
 def _indented(head: tuple[str, ...]) -> list[tables.Cell]:
     return [" " * len(_MARK) + head[0], *head[1:]]
-
-
-def _tree(paths: Iterable[str]) -> Iterator[str]:
-    """Yield each path without the layers around it, below which it is indented."""
-    around: list[str] = []
-    for path in paths:
-        while around and not path.startswith(f"{around[-1]}/"):
-            around.pop()
-        start = len(around[-1]) + 1 if around else 0
-        yield _short("  " * len(around) + path[start:])
-        around.append(path)
-
-
-def _short(name: str) -> str:
-    return (
-        name
-        if len(name) <= _NAME
-        else name[: _NAME // 2] + "…" + name[-_NAME // 2 + 1 :]
-    )
 
 
 def _row(layer: LayerNumbers, name: str, marked: bool) -> list[tables.Cell]:

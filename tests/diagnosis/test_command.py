@@ -70,6 +70,16 @@ def test_a_model_that_was_not_compiled_needs_a_loss(capsys, tmp_path, data):
     assert "--loss nonsense" in capsys.readouterr().err
 
 
+def test_a_picture(capsys, tmp_path, data):
+    model, picture = saved(tmp_path / "model.keras"), tmp_path / "ranges.png"
+    options = ["diagnose", model, "--data", data, "--plot"]
+    assert cli.main([*options, str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for refused in (tmp_path / "absent" / "ranges.png", tmp_path / "ranges.doc"):
+        assert cli.main([*options, str(refused)]) == 2
+        assert f"--plot {refused}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arrays, expected",
     [
