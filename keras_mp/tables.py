@@ -35,11 +35,8 @@ def tree(paths: Iterable[str]) -> Iterator[str]:
 
     Example:
 
-    >>> print("\n".join(tree(["net", "net/block", "net/block/dense", "net/head"])))
-    net
-      block
-        dense
-      head
+    >>> list(tree(["net", "net/block", "net/block/dense", "net/head"]))
+    ['net', '  block', '    dense', '  head']
     """
     around: list[str] = []
     for path in paths:

@@ -33,8 +33,8 @@ class ScalerStats(keras.callbacks.Callback):
             an epoch the logs repeat the last reading.
 
     Attributes:
-        readings: A list of what ``optimizer.stats()`` returned before the first step of
-            the last ``fit`` and at each reading, which `keras_mp.plot.scale` draws.
+        readings: A list of what ``optimizer.stats()`` returned at each reading of the
+            last ``fit``, which `keras_mp.plot.scale` draws.
 
     Raises:
         ValueError: ``frequency`` is neither ``"epoch"`` nor a whole number above 0.
@@ -63,7 +63,7 @@ class ScalerStats(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._last = {}
-        self.readings = [self.model.optimizer.stats()] if self._scales() else []
+        self.readings = []
         self._steps_done = 0
         self._steps_read = 0
         self._epoch_start = 0

@@ -91,11 +91,7 @@ def _steps(number: int) -> str:
 def _series(run: Any) -> tuple[Any, Any, Any]:
     """Return the steps, the scale after each, and how many were skipped before it."""
     names = ("steps", "scale", "skipped")
-    readings = getattr(run, "readings", None)
-    if readings:  # the first of which is from before the first step
-        steps, scales, skipped = ([each[name] for each in readings] for name in names)
-        return steps, scales, np.diff(skipped, prepend=skipped[0])
-    run = getattr(run, "history", run)
+    run = getattr(run, "readings", getattr(run, "history", run))
     if isinstance(run, Mapping):
         missing = [name for name in names if f"scaler_{name}" not in run]
         if missing:
@@ -110,7 +106,9 @@ def _series(run: Any) -> tuple[Any, Any, Any]:
             f"`optimizer.stats()` or a list of scales. Got a {type(run).__name__}."
         )
     if not len(run):
-        raise ValueError(f"{_CALLED}(run) needs a step at least. Got an empty list.")
+        raise ValueError(
+            f"{_CALLED}(run) needs a step or a reading at least. Got an empty list."
+        )
     if isinstance(run[0], Mapping):
         return _counted(*([each[name] for each in run] for name in names))
     scales = np.asarray(run, float)
