@@ -121,7 +121,7 @@ def test_the_command(recorded, capsys):
     assert "on replica 0 of model 'net'" in output
     assert "the output of wide overflowed (forward) at the loss scale 8" in output
     assert "warning" not in output
-    assert output.index("now: loss") < output.index("float32=['wide']")
+    assert output.index("now:\nloss") < output.index("float32=['wide']")
 
 
 def test_the_command_in_a_process(recorded):
