@@ -143,7 +143,8 @@ class Scaler:
 
     def counts(self) -> dict[str, int]:
         """Return the counters of steps as plain numbers, by name."""
-        return dict(zip(COUNTERS, _read(self._counters), strict=True))
+        counts = private.variables.read(self._counters).tolist()
+        return dict(zip(COUNTERS, counts, strict=True))
 
     def stats(self):
         """Return the scale and the counters as plain numbers, by name."""

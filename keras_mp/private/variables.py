@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 
 def stored_dtype(variable: keras.Variable) -> str:
@@ -24,6 +25,23 @@ def values_of(variables: Sequence[keras.Variable]) -> list[Any]:
     import tensorflow as tf
 
     return [tf.convert_to_tensor(variable.value) for variable in variables]
+
+
+def read(variable: keras.Variable) -> np.ndarray:
+    """Return the value of ``variable``, of the first replica of this machine.
+
+    Synchronises with the device. For what is read after each step: on TensorFlow by one
+    operation, which takes a third of the time of Keras's way.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return keras.ops.convert_to_numpy(variable)
+    import tensorflow as tf
+
+    value = variable.value
+    strategy = getattr(value, "distribute_strategy", None)
+    if strategy is not None:
+        value = strategy.experimental_local_results(value)[0]
+    return tf.raw_ops.ReadVariableOp(resource=value.handle, dtype=value.dtype).numpy()
 
 
 def retype(variable: keras.Variable, dtype: str | None) -> None:

@@ -44,3 +44,15 @@ def test_without_a_block_nothing_is_replaced():
     with private.draws.Draws().noted():
         assert vars(backend)["dropout"] is not before["dropout"]
     assert vars(backend) == before
+
+
+def test_seeds_of_the_layers_of_a_model():
+    inner = keras.Sequential([keras.layers.Dropout(0.5, seed=3)])
+    layers = [keras.layers.Dropout(0.5, seed=4), inner, inner, keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((2,)), *layers])
+    states = private.draws.seeds_of(model)
+    assert sorted(state.numpy()[0] for state in states) == [3, 4]
+    before = [state.numpy().tolist() for state in states]
+    with private.draws.seeds_set(states, [[7, 1], [8, 2]]):
+        assert [state.numpy().tolist() for state in states] == [[7, 1], [8, 2]]
+    assert [state.numpy().tolist() for state in states] == before

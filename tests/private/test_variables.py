@@ -18,6 +18,14 @@ def test_stacked_variables_are_read_and_added_to():
     )
 
 
+def test_a_variable_is_read_now():
+    for dtype in ("int64", "float32", "bfloat16"):
+        variable = keras.Variable([1, 2], dtype=dtype, trainable=False)
+        variable.assign([3, 4])
+        found = private.variables.read(variable)
+        assert (found.tolist(), found.dtype.name) == ([3, 4], dtype)
+
+
 def test_variables_are_read_as_stored_in_a_call_too():
     class Reads(keras.layers.Layer):
         def build(self, input_shape):
