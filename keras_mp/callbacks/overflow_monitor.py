@@ -35,7 +35,7 @@ class OverflowMonitor(SkipCallback):
     scaling no step is skipped, and it warns that there is nothing to watch.
 
     After each step it reads a tensor of five numbers, which waits for the device. A
-    batch that runs again takes as long as some ten steps.
+    batch that runs again takes as long as 10 to 20 steps.
 
     Args:
         max_reports: So many overflows are kept in ``reports`` in one ``fit``; further

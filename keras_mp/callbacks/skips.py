@@ -43,11 +43,6 @@ class Skips:
         self._variables = self._by_variable()
 
     @property
-    def applied(self) -> int:
-        """How many steps were applied in all."""
-        return self._counts["applied"]
-
-    @property
     def scale(self) -> float:
         """The scale of the next step."""
         return self._scales[-1]
@@ -72,6 +67,8 @@ class Skips:
         skip = None
         if now["skipped"] > before["skipped"]:
             skip = self._skip(step, data)
+        else:
+            self._last = None  # and its batch
         grew, fell = (now[name] > before[name] for name in ("growths", "backoffs"))
         if grew or fell:
             self._grown = grew

@@ -207,6 +207,18 @@ def test_a_second_overflow_after_growth_is_no_expected_one():
     assert where(monitor.reports[0])[2] == "backward"
 
 
+def test_hysteresis_takes_several_after_growth():
+    # The scale grows after step 3, and falls as step 5 is skipped.
+    model = compiled(growing(hysteresis=2))
+    monitor = OverflowMonitor()
+    _, y = data()
+    for step in (4, 5, 6):
+        y[rows_of_step(step)] = 3e6
+    fit(model, monitor, y=y)
+    assert monitor.expected == 2
+    assert monitor.reports[0].step == 6
+
+
 def test_a_first_scale_that_is_too_large_is_reported_once():
     model = compiled(DynamicLossScale(initial_scale=2.0**22))
     monitor = OverflowMonitor()
