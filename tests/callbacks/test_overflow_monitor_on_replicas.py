@@ -1,9 +1,10 @@
-"""`OverflowMonitor` on two replicas, of one process and of two."""
+"""`OverflowMonitor` and `FlightRecorder` on two replicas, of one process and of two."""
 
 import contextlib
 import functools
 import json
 import os
+import tempfile
 import warnings
 
 import keras
@@ -50,6 +51,13 @@ def test_the_second_replica_alone(strategy, way):
         "overflowed (forward). "
     )
     assert found[-1]["messages"] == messages  # of the second machine, if there are two
+
+
+@pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
+def test_the_machine_of_the_replica_writes_its_file(strategy):
+    *others, last = [each["plain"]["files"] for each in on_two_replicas(strategy)]
+    assert last == [[BAD_STEP, 1, WHERE, [GLOBAL_BATCH // 2, 8]]]
+    assert not any(others)
 
 
 @pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
@@ -102,7 +110,7 @@ def run(
     wire=None,
     steps_per_execution=1,
 ):
-    from keras_mp.callbacks import OverflowMonitor
+    from keras_mp.callbacks import FlightRecorder, OverflowMonitor
 
     keras.utils.set_random_seed(1)
     rule = keras_mp.scaling.DynamicLossScale(
@@ -120,14 +128,14 @@ def run(
             policy="mixed_float16",
             steps_per_execution=steps_per_execution,
         )
-    monitor = OverflowMonitor()
+    monitor, recorder = OverflowMonitor(), FlightRecorder(tempfile.mkdtemp())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(
             batches(fault),
             epochs=1 if fault else 5,
             verbose=0,
-            callbacks=[monitor] if watched else [],
+            callbacks=[monitor, recorder] if watched else [],
         )
     texts = [str(each.message) for each in caught]
     return {
@@ -139,12 +147,20 @@ def run(
             }
             for each in monitor.reports
         ],
+        "files": list(map(written, recorder.files)),
         "expected": monitor.expected,
         "elsewhere": monitor.elsewhere,
         "skipped": monitor.skipped,
         "messages": [each for each in texts if each.startswith("OverflowMonitor")],
         "state": state(strategy, model),
     }
+
+
+def written(file):
+    found = keras_mp.flight.read(file)
+    where = found.culprits[0][:4] if found.culprits else None
+    shape = None if found.batch is None else found.batch.x.shape
+    return found.step, found.replica, where, shape
 
 
 def network(rate, weight):
