@@ -169,6 +169,10 @@ FITS = {
         lambda m: m.fit(batches(), shuffle=False, verbose=0),
     ),
     "unbuilt": ({"built": False}, lambda m: m.fit(batches(), shuffle=False, verbose=0)),
+    "XLA": (
+        {"jit_compile": True},
+        lambda m: m.fit(batches(), shuffle=False, verbose=0),
+    ),
     "train_on_batch": ({}, lambda m: m.train_on_batch(X, Y)),
 }
 
@@ -202,6 +206,24 @@ def test_accumulated_gradients():
     stats = model.optimizer.stats()
     assert stats["skipped"] == 0 and stats["steps"] == 4
     assert int(model.optimizer.iterations) == 2
+
+
+def test_several_inputs_and_weights_of_samples():
+    def model_of(scaling):
+        keras.utils.set_random_seed(0)
+        inputs = {name: keras.Input((8,), name=name) for name in "ab"}
+        hidden = layers.Dense(8)(layers.Concatenate()([*inputs.values()]))
+        model = keras.Model(inputs, layers.Dense(1)(hidden))
+        policy = "mixed_float16"
+        keras_mp.compile(model, "sgd", "mse", policy=policy, scaling=scaling)
+        return model
+
+    x, weights = {"a": X, "b": -X}, np.full(32, 1e3, "float32")
+    scale = keras_mp.calibrate_scale(model_of(None), x, Y, weights)
+    model = model_of("calibrate")
+    model.fit(x, Y, 32, sample_weight=weights, shuffle=False, verbose=0)
+    assert scale_of(model) == scale < 2.0**10
+    assert model.optimizer.stats()["applied"] == 1
 
 
 def test_the_rule_of_an_optimizer_is_kept():

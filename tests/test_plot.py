@@ -144,6 +144,14 @@ def test_each_reading_of_a_callback():
     assert crossed == [(2, 2.0**15)]
 
 
+def test_a_long_run_keeps_what_changed():
+    stats = keras_mp.callbacks.ScalerStats(1)
+    for step in range(1, 100):
+        scale = 8.0 if step < 50 else 16.0
+        stats._keep({"steps": step, "scale": scale, "skipped": 0})
+    assert series(plot.scale(stats)) == ([1, 49, 50, 99], [8.0, 8.0, 16.0, 16.0], [])
+
+
 @pytest.mark.filterwarnings("ignore:.*reads it in")
 def test_each_epoch_of_a_history():
     _, history = trained("epoch")

@@ -33,8 +33,9 @@ class ScalerStats(keras.callbacks.Callback):
             an epoch the logs repeat the last reading.
 
     Attributes:
-        readings: A list of what ``optimizer.stats()`` returned at each reading of the
-            last ``fit``, which `keras_mp.plot.scale` draws.
+        readings: A list of what ``optimizer.stats()`` returned at the readings of the
+            last ``fit``, which `keras_mp.plot.scale` draws; of those in a row with the
+            same scale and skipped steps, the first and the last.
 
     Raises:
         ValueError: ``frequency`` is neither ``"epoch"`` nor a whole number above 0.
@@ -100,8 +101,22 @@ class ScalerStats(keras.callbacks.Callback):
         self._steps_read = self._steps_done
         if self._scales():
             stats = self.model.optimizer.stats()
-            self.readings.append(stats)
+            self._keep(stats)
             self._last = {f"scaler_{name}": value for name, value in stats.items()}
+
+    def _keep(self, stats: dict[str, float | int]) -> None:
+        """Add to ``readings``, without what lies between two that are the same.
+
+        So a long ``fit`` whose every step is read keeps no more than what changed.
+        """
+        kept = self.readings
+        same = [
+            all(each[name] == stats[name] for name in ("scale", "skipped"))
+            for each in kept[-2:]
+        ]
+        if same == [True, True]:
+            kept.pop()
+        kept.append(stats)
 
     def _warn_if_all_were_skipped(self) -> None:
         steps = self._steps_done - self._epoch_start

@@ -66,6 +66,7 @@ def draw_scale(axes: Any, steps: Any, scales: Any, skips: Any, colour: str) -> N
     axes.step(steps, scales, where="post", color=colour, linewidth=1.6, **alone)
     axes.set_yscale("log", base=2)
     axes.margins(y=0.2)
+    axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y", alpha=0.25)
     # A step is skipped because of the scale before it, which was too large.
     before = np.insert(scales, 0, scales[0])[:-1]
