@@ -9,7 +9,16 @@ import pathlib
 import platform
 from collections.abc import Callable
 
-from benchmarks import casts, gpu, islands, memory, optimizers, stages, traffic
+from benchmarks import (
+    casts,
+    gpu,
+    islands,
+    memory,
+    monitors,
+    optimizers,
+    stages,
+    traffic,
+)
 from benchmarks.devices import share_gpus
 from keras_mp import hardware
 from keras_mp.version import __version__
@@ -20,6 +29,7 @@ SECTIONS = {
     "stages": (stages.measure, stages.table),
     "casts": (casts.measure, casts.table),
     "islands": (islands.measure, islands.table),
+    "monitors": (monitors.measure, monitors.table),
     "memory": (
         lambda models, policy, rounds, show: memory.measure(models, show),
         memory.table,

@@ -20,12 +20,16 @@ def in_float32(model: keras.Model) -> Iterator[None]:
     Raises:
         ValueError: A layer that computes in low precision is quantized.
     """
+    with _state_kept(private.layers.state_of(model)), traced_in_float32(model):
+        yield
+
+
+@contextlib.contextmanager
+def traced_in_float32(model: keras.Model) -> Iterator[None]:
+    """Do as `in_float32` for a call that assigns no variable, such as of a trace."""
     layers = private.layers.walk(model)
     _check_quantized(model, layers)
-    with (
-        private.attributes.attributes_for_now(_changes(layers)),
-        _state_kept(private.layers.state_of(model)),
-    ):
+    with private.attributes.attributes_for_now(_changes(layers)):
         for layer in layers:
             _recompute_statistics(layer)
         yield

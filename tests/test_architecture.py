@@ -164,6 +164,7 @@ ROOMS = {
     "callbacks": {
         "diagnosis",
         "distribute",
+        "dtypes",
         "flight",
         "optimizer",
         "private",

@@ -1,9 +1,19 @@
-"""Callbacks that show what loss scaling does while a model trains, and act on it."""
+"""Callbacks that show what low precision does while a model trains, and act on it."""
 
 from keras_mp.callbacks.flight_recorder import FlightRecorder
+from keras_mp.callbacks.numerics_monitor import NumericsMonitor
 from keras_mp.callbacks.overflow import Overflow
 from keras_mp.callbacks.overflow_monitor import OverflowMonitor
 from keras_mp.callbacks.scale_guard import ScaleGuard
 from keras_mp.callbacks.scaler_stats import ScalerStats
+from keras_mp.callbacks.shadow_check import ShadowCheck
 
-__all__ = ["FlightRecorder", "Overflow", "OverflowMonitor", "ScaleGuard", "ScalerStats"]
+__all__ = [
+    "FlightRecorder",
+    "NumericsMonitor",
+    "Overflow",
+    "OverflowMonitor",
+    "ScaleGuard",
+    "ScalerStats",
+    "ShadowCheck",
+]

@@ -38,7 +38,8 @@ class Gradients(NamedTuple):
 class Pass:
     """One forward pass of a batch, which can be differentiated several times.
 
-    Nothing is updated: call it inside `unchanged`.
+    Nothing is updated: call it inside `unchanged` or, while a graph is traced, inside
+    `stateless`.
 
     Args:
         model: A Keras model with a ``call`` and a loss.
@@ -63,6 +64,7 @@ class Pass:
         self.losses: dict[str, Any] = {}
         taps = Taps(model)
         with self._tape, guards.called_in_step(model), taps.open():
+            self._tape.watch(self._weights)  # tensors, in `stateless`
             takes_training = private.trainer.takes_training(model)
             training = {"training": True} if takes_training else {}
             y_pred = model(batch.x, **training)
@@ -175,3 +177,31 @@ def _on_replicas(model: keras.Model, variable: keras.Variable) -> tuple[Any, ...
 def _equal(one: Any, other: Any) -> bool:
     # As bytes, because NaN differs from itself.
     return one.numpy().tobytes() == other.numpy().tobytes()
+
+
+@contextlib.contextmanager
+def stateless(model: keras.Model) -> Iterator[None]:
+    """Have ``model`` assign nothing in the block, as a graph is traced.
+
+    What would be assigned is known in the block alone. Under a strategy of several
+    replicas the model has the variables of this machine's first replica.
+    """
+    layers = private.layers.walk(model)
+    changes = [
+        change for each in layers for change in private.attributes.losses_apart(each)
+    ]
+    with (
+        private.attributes.attributes_for_now(changes),
+        keras.StatelessScope(_of_first_replica(model)),
+    ):
+        yield
+
+
+def _of_first_replica(model: keras.Model) -> list[tuple[keras.Variable, Any]]:
+    strategy = private.trainer.strategy_of(model)
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        return []
+    return [
+        (variable, tf.convert_to_tensor(_on_replicas(model, variable)[0]))
+        for variable in model.trainable_variables + private.layers.state_of(model)
+    ]

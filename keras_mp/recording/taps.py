@@ -23,6 +23,7 @@ class Call:
         outer: The index of the call around this one; None for the model's own.
         inputs: The float tensors that it read, as it read them.
         outputs: The float tensors that it returned.
+        from_inside: For each output whether a call inside this one has returned it.
     """
 
     def __init__(self, path: str, kind: str, dtype: str, outer: int | None) -> None:
@@ -32,6 +33,7 @@ class Call:
         self.outer = outer
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
+        self.from_inside: list[bool] = []
 
 
 class Taps:
@@ -83,7 +85,9 @@ class Taps:
             self._open.append(index)
             try:
                 args, kwargs = _passed((args, kwargs), noted.inputs)
-                return _passed(call(*args, **kwargs), noted.outputs)
+                returned = call(*args, **kwargs)
+                noted.from_inside = _found_in(returned, self.calls[index + 1 :])
+                return _passed(returned, noted.outputs)
             except Exception:
                 del self.calls[index:]  # a layer may be called again in another way
                 raise
@@ -115,7 +119,7 @@ def _passed(structure: Any, kept: list[Any]) -> Any:
     """Return ``structure`` with its float tensors passed on, and these ``kept``."""
 
     def pass_on(leaf: Any) -> Any:
-        if not isinstance(leaf, tf.Tensor) or not dtypes.is_float(leaf):
+        if not _is_float_tensor(leaf):
             return leaf
         passed = tf.identity(leaf)
         vars(passed).update(_marks_of(leaf))
@@ -123,6 +127,17 @@ def _passed(structure: Any, kept: list[Any]) -> Any:
         return passed
 
     return keras.tree.map_structure(pass_on, structure)
+
+
+def _found_in(structure: Any, calls: list[Call]) -> list[bool]:
+    """Return for each float tensor in ``structure`` if one of ``calls`` gave it."""
+    given = {id(output) for call in calls for output in call.outputs}
+    leaves = filter(_is_float_tensor, keras.tree.flatten(structure))
+    return [id(leaf) in given for leaf in leaves]
+
+
+def _is_float_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, tf.Tensor) and dtypes.is_float(leaf)
 
 
 def _marks_of(tensor: Any) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from keras_mp.recording.measures import (
     merged,
     read,
     read_error,
+    sampled,
 )
 
 NUMBERS = st.floats(width=32, allow_subnormal=False)
 
 
-def of(values, numbers=None):
-    return read(measured(tf.constant(values), numbers))
+def of(values):
+    return read(measured(tf.constant(values)))
 
 
 @settings(max_examples=50, deadline=None)
@@ -67,13 +68,37 @@ def test_shares_at_a_scale():
     assert found.beyond(float16, scale=2.0**-6) == 0.0
 
 
-def test_a_sample_counts_some_and_sees_all():
+FLOATS = ["float16", "bfloat16", "float32", "float64"]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_sample_counts_some_and_sees_the_largest_of_all(dtype):
     values = np.ones(1000, "float32")
-    values[1], values[3], values[5] = 7.0, 0.5, math.inf
-    found = of(values, 100)
-    assert found.size == 100
-    assert (found.smallest, found.largest) == (0.5, 7.0)
+    values[1], values[3], values[10] = -7.0, 0.5, 0.25
+    found = read(sampled(tf.cast(values, dtype), 100))
+    assert found.size == 100 and found.finite
+    assert (found.smallest, found.largest) == (0.25, 7.0)
+    assert found.exponents == {-2: 1, 0: 99}
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("special", [math.inf, -math.inf, math.nan, -math.nan])
+def test_a_sample_sees_inf_and_nan_that_it_does_not_count(dtype, special):
+    values = np.ones(1000, "float32")
+    values[1], values[3] = 7.0, special
+    found = read(sampled(tf.cast(values, dtype), 100))
     assert not found.finite
+    assert found.largest == 1.0  # of the numbers that were counted
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_sample_of_few_numbers_is_all_of_them(dtype):
+    values = tf.constant([1.0, -3.0, 0.0, math.nan, math.inf], dtype)
+    assert read(sampled(values, 100)) == read(measured(values))
+    assert read(sampled(values, 5)).size == 5
+    assert read(sampled(values, 3)).size == 3
+    none = read(sampled(tf.zeros([0, 4], dtype), 100))
+    assert none.size == 0 and none.finite and none.largest == 0
 
 
 def test_merged_is_the_measures_of_both_together():

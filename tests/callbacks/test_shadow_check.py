@@ -1,0 +1,281 @@
+"""Gradients beside float32's: faults by the name of their layer, nothing changed."""
+
+import functools
+import json
+import math
+import sys
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from support.processes import make_strategy, run_alone
+
+import keras_mp
+from keras_mp.callbacks import ShadowCheck
+from keras_mp.scaling import DynamicLossScale, StaticLossScale
+
+
+def data(rows=24):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(rows, 8)).astype("float32")
+    return x, x[:, :2] ** 2
+
+
+@keras.saving.register_keras_serializable("test_shadow_check")
+class Coarse(keras.layers.Layer):
+    """Rounds what flows back to a few bits, in low precision only: a planted fault."""
+
+    def call(self, x):
+        if x.dtype == "float32":
+            return x
+
+        @keras.ops.custom_gradient
+        def coarse(x):
+            def back(*args, upstream=None):
+                upstream = args[0] if upstream is None else upstream
+                largest = keras.ops.max(keras.ops.abs(upstream))
+                return keras.ops.round(upstream / largest) * largest
+
+            return x, back
+
+        return coarse(x)
+
+
+def block(name, faulty=False):
+    inputs = keras.Input((16,))
+    hidden = keras.layers.Dense(16, activation="tanh", name="ffn")(inputs)
+    if faulty:
+        hidden = Coarse(name="fault")(hidden)
+    hidden = keras.layers.BatchNormalization(name="norm")(hidden)
+    outputs = keras.layers.Dropout(0.2, name="drop")(hidden)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def compiled(policy="mixed_float16", faulty=(), scaling=None, **options):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dense(16, name="first")(inputs)
+    for name in ("block_1", "block_2", "block_3"):
+        hidden = block(name, name in faulty)(hidden)
+    outputs = keras.layers.Dense(2, name="head", dtype="float32")(hidden)
+    model = keras.Model(inputs, outputs, name="net")
+    if policy == "mixed_float16":
+        scaling = scaling or DynamicLossScale(initial_scale=1024.0)
+    keras_mp.compile(
+        model, "adam", "mse", metrics=["mae"], policy=policy, scaling=scaling, **options
+    )
+    return model
+
+
+def fit(model, callbacks, rows=24, epochs=3, **options):
+    x, y = data(rows)
+    return model.fit(
+        x, y, batch_size=4, epochs=epochs, verbose=0, callbacks=callbacks, **options
+    ).history
+
+
+def state(model):
+    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    return [np.asarray(keras.ops.convert_to_numpy(each)) for each in variables]
+
+
+def assert_same(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+WITH_WEIGHTS = [
+    "net/first",
+    "net/block_1/ffn",
+    "net/block_1/norm",
+    "net/block_2/ffn",
+    "net/block_2/norm",
+    "net/block_3/ffn",
+    "net/block_3/norm",
+    "net/head",
+]
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 4}],
+    ids=["plain", "eager", "jit", "several"],
+)
+def test_training_is_the_same_bit_for_bit(policy, options):
+    alone = compiled(policy, **options)
+    expected = fit(alone, [], rows=22)
+    check = ShadowCheck(2)
+    model = compiled(policy, **options)
+    # A healthy run: a warning would fail the test.
+    assert fit(model, [check], rows=22) == expected
+    assert_same(state(model), state(alone))
+    assert [each.step for each in check.history] == list(range(2, 19, 2))
+    assert list(check.history[0].layers) == WITH_WEIGHTS
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_both_passes_drop_the_same_units(policy):
+    check = ShadowCheck(1)
+    fit(compiled(policy), [check])
+    for _, layers in check.history:
+        # Other dropout masks would make these unrelated.
+        assert all(each.error.cosine > 0.98 for each in layers.values())
+        assert any(each.error.relative > 0 for each in layers.values())
+
+
+def test_float32_differs_from_itself_in_nothing():
+    check = ShadowCheck(1)
+    fit(compiled("float32"), [check], epochs=1)
+    for _, layers in check.history:
+        assert all(each.error == (0.0, 1.0, 0.0, 0.0) for each in layers.values())
+
+
+def test_shares_are_of_the_whole_gradient():
+    check = ShadowCheck(1)
+    fit(compiled(), [check], epochs=1)
+    shares = [each.share for each in check.history[0].layers.values()]
+    assert math.hypot(*shares) == pytest.approx(1.0)
+
+
+def messages(model, callbacks, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model, callbacks, **options)
+    return [str(each.message) for each in caught if "Shadow" in str(each.message)]
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", ["block_1", "block_2", "block_3"])
+def test_a_fault_is_named_by_the_nearest_layer_that_it_reaches(policy, name):
+    # What comes before the fault gets its gradient; what comes after is sound.
+    check = ShadowCheck(1, limit=0.9)
+    found = messages(compiled(policy, faulty=[name]), [check], rows=4, epochs=1)
+    paths = [message.split()[3] for message in found]
+    assert f"net/{name}/ffn" in paths
+    reached = WITH_WEIGHTS[: WITH_WEIGHTS.index(f"net/{name}/ffn") + 1]
+    assert set(paths) <= set(reached)
+    ffn = check.history[0].layers[f"net/{name}/ffn"].error
+    message = next(each for each in found if f"net/{name}/ffn " in each)
+    assert f"cosine {ffn.cosine:.2f} to float32's (limit 0.9)" in message
+
+
+def test_each_layer_is_warned_of_once_a_fit():
+    model, check = compiled(faulty=["block_2"]), ShadowCheck(1)
+    found = messages(model, [check], epochs=4)
+    paths = [message.split()[3] for message in found]
+    assert "net/block_2/ffn" in paths and len(paths) == len(set(paths))
+
+
+def test_a_limit_of_less_warns_of_less():
+    assert messages(compiled(faulty=["block_2"]), [ShadowCheck(1, limit=-0.9)]) == []
+
+
+def test_a_gradient_that_is_0_but_for_roundings_is_not_judged():
+    class Shift(keras.layers.Layer):
+        def build(self, shape):
+            self.shift = self.add_weight(shape=(shape[-1],), initializer="zeros")
+
+        def call(self, x):
+            return x + self.shift
+
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.layers.Dense(16, use_bias=False, name="dense"),
+        Shift(name="shift"),  # a bias that the normalization takes away again
+        keras.layers.BatchNormalization(name="norm"),
+        keras.layers.Dense(2, name="head"),
+    ]
+    model = keras.Sequential([keras.Input((8,)), *layers], name="net")
+    keras_mp.compile(model, "sgd", "mse", policy="mixed_bfloat16")
+    check = ShadowCheck(1)
+    assert messages(model, [check]) == []
+    shifts = [each.layers["net/shift"] for each in check.history]
+    assert max(each.share for each in shifts) < 1e-4
+    assert min(each.error.cosine for each in shifts) < 0.9
+
+
+def test_a_step_that_overflows_is_not_judged():
+    model = compiled(scaling=StaticLossScale(2.0**24))
+    check = ShadowCheck(1)
+    assert messages(model, [check]) == []
+    ffn = check.history[0].layers["net/block_1/ffn"]
+    assert math.isnan(ffn.error.cosine) and ffn.share > 0
+
+
+def test_rows_and_keep():
+    check = ShadowCheck(2, rows=2, keep=3)
+    fit(compiled(), [check])
+    assert [each.step for each in check.history] == [14, 16, 18]
+
+
+def test_an_adapted_normalization_is_left_as_it_was():
+    normalization = keras.layers.Normalization()
+    normalization.adapt(data()[0] * 1e3)
+    model = keras.Sequential([keras.Input((8,)), normalization, keras.layers.Dense(2)])
+    keras_mp.compile(model, "sgd", "mse", policy="mixed_bfloat16")
+    mean = normalization.mean
+    fit(model, [ShadowCheck(1)], epochs=1)
+    assert normalization.mean is mean
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"every": -1}, r"ShadowCheck\(every=-1\)"),
+        ({"limit": 1.0}, r"ShadowCheck\(limit=1.0\): .* below 1, such as 0.9"),
+        ({"rows": 0}, r"ShadowCheck\(rows=0\)"),
+        ({"keep": 0}, r"ShadowCheck\(keep=0\)"),
+    ],
+)
+def test_bad_numbers(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        ShadowCheck(**arguments)
+
+
+@functools.cache
+def run_group(group):
+    return run_alone(__file__, group)
+
+
+def test_two_replicas():
+    result = run_group("mirrored")
+    assert result["same"]
+    assert result["layers"] == WITH_WEIGHTS
+    assert result["cosine"] > 0.98
+    assert "net/block_2/ffn" in result["named"]
+    assert not {"net/block_3/ffn", "net/head"} & set(result["named"])
+
+
+def group_mirrored():
+    strategy = make_strategy("mirrored-2")
+
+    def train(callbacks, faulty=()):
+        with strategy.scope():
+            model = compiled(faulty=faulty)
+        return model, fit(model, callbacks, rows=18, shuffle=False)
+
+    alone, expected = train([])
+    check = ShadowCheck(2)
+    model, history = train([check])
+    same = all(
+        a.tobytes() == b.tobytes()
+        for a, b in zip(state(model), state(alone), strict=True)
+    )
+    layers = check.history[0].layers
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train([ShadowCheck(1)], faulty=["block_2"])
+    found = [str(each.message) for each in caught if "Shadow" in str(each.message)]
+    return {
+        "same": same and history == expected,
+        "layers": list(layers),
+        # Two rows make a small variance, and large gradients before it: some overflow.
+        "cosine": np.nanmin([each.error.cosine for each in layers.values()]),
+        "named": [message.split()[3] for message in found],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[f"group_{sys.argv[1]}"]()))
