@@ -23,12 +23,17 @@ MODELS = ("convolutional", "transformer")
 CANDIDATES = {
     "without": lambda: [],
     "batches": lambda: [BatchCallback()],
+    "OverflowMonitor": lambda: [keras_mp.callbacks.OverflowMonitor()],
     "NumericsMonitor": lambda: [keras_mp.callbacks.NumericsMonitor(STEPS)],
     "ShadowCheck": lambda: [keras_mp.callbacks.ShadowCheck(STEPS)],
 }
 #: Callbacks that look at some batches only.
-LOOKING = [name for name in CANDIDATES if name not in ("without", "batches")]
-PAIRS = [("batches", "without"), *((name, "batches") for name in LOOKING)]
+LOOKING = ["NumericsMonitor", "ShadowCheck"]
+PAIRS = [
+    ("batches", "without"),
+    ("OverflowMonitor", "without"),
+    *((name, "batches") for name in LOOKING),
+]
 
 
 def measure(
@@ -48,14 +53,15 @@ def measure(
 
 def table(results: list[dict]) -> str:
     """Milliseconds of a step, and what is added: to all steps, and by every 100th."""
-    head = ["model", "step, ms", "batches kept, %"]
+    head = ["model", "step, ms", "batches kept, %", "OverflowMonitor, %"]
     for name in LOOKING:
         head += [f"{name}, steps a look", "every=100, %"]
     rows = []
     for result in results:
         kept = timing.median_ratio(result, "batches", "without") - 1
         cells = [number(timing.milliseconds(result, "without"), ".1f")]
-        cells.append(number(100 * kept, ".1f"))
+        watched = timing.median_ratio(result, "OverflowMonitor", "without") - 1
+        cells += [number(100 * kept, ".1f"), number(100 * watched, ".1f")]
         for name in LOOKING:
             look = STEPS * (timing.median_ratio(result, name, "batches") - 1)
             cells += [number(look, ".1f"), number(100 * kept + look, ".1f")]

@@ -28,9 +28,10 @@ def test_table_counts_a_look_in_steps_and_every_hundredth_in_percent():
     seconds = {
         "without": [0.1, 0.1],
         "batches": [0.1005, 0.1005],  # half a percent
+        "OverflowMonitor": [0.1008, 0.1008],
         "NumericsMonitor": [0.1206, 0.1206],  # in 10 steps, two more
         "ShadowCheck": [0.1407, 0.1407],
     }
     timed = timing.summary([seconds], monitors.PAIRS)
     rows = monitors.table([{"model": "transformer"} | timed]).splitlines()
-    assert rows[2] == "| transformer | 100.0 | 0.5 | 2.0 | 2.5 | 4.0 | 4.5 |"
+    assert rows[2] == "| transformer | 100.0 | 0.5 | 0.8 | 2.0 | 2.5 | 4.0 | 4.5 |"
