@@ -35,8 +35,8 @@ class ShadowCheck(Looks):
     Before the step of the batch, one compiled function runs it forward and backward
     twice, in the present precision and in float32, with the same weights and the same
     random numbers, such as of dropout. Training is bit for bit what it is without the
-    callback. It costs some two steps for each batch that it looks at, for which it
-    waits for the device, and the memory of a step in float32.
+    callback. It takes as long as two or three steps for each batch that it looks at,
+    for which it waits for the device, and the memory of a step in float32.
 
     It warns once of each layer whose gradient points another way than float32's. A
     layer's gradient is that of all its own weights together. A layer is not judged
