@@ -14,6 +14,7 @@ PAGES = {
     "optimizers": ROOT / "docs" / "performance.md",
     "stages": ROOT / "docs" / "performance.md",
     "casts": ROOT / "docs" / "performance.md",
+    "monitors": ROOT / "docs" / "performance.md",
     "islands": ROOT / "docs" / "performance.md",
     "memory": ROOT / "docs" / "performance.md",
     "memory-gpu": ROOT / "docs" / "performance.md",
