@@ -1,37 +1,15 @@
 """`OverflowMonitor` and `FlightRecorder` on two replicas, of one process and of two."""
 
-import contextlib
-import functools
 import json
-import os
 import tempfile
 import warnings
 
 import keras
 import numpy as np
 import pytest
-from support.processes import Forked, deadline, environments, mirrored, run_alone
+from support.processes import on_two_replicas, strategy_here
 
-TIMEOUT = 150  # seconds; a run takes about 30 on two busy cores, a deadlock for ever
 GLOBAL_BATCH, STEPS, BAD_STEP = 8, 6, 3
-
-
-@functools.cache
-def on_two_replicas(strategy):
-    """Return what each process of ``strategy`` reports of all `cases`, as a list."""
-    if strategy == "mirrored":
-        return [run_alone(__file__)]
-    with contextlib.ExitStack() as stack:
-        workers = [
-            stack.enter_context(contextlib.closing(Forked(__file__, environment=each)))
-            for each in environments("multi-worker-2")
-        ]
-        stack.enter_context(deadline(TIMEOUT, *workers))
-        outputs = [worker.stdout.read() for worker in workers]
-        for worker in workers:
-            worker.wait()
-            assert worker.returncode == 0, worker.errors()[-4000:]
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
 WHERE = ["net/first", "output", "forward", "overflow"]
@@ -40,7 +18,7 @@ WHERE = ["net/first", "output", "forward", "overflow"]
 @pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
 @pytest.mark.parametrize("way", ["plain", "several", "accumulation"])
 def test_the_second_replica_alone(strategy, way):
-    found = [each[way] for each in on_two_replicas(strategy)]
+    found = [each[way] for each in on_two_replicas(strategy, __file__)]
     reports = [report for each in found for report in each["reports"]]
     assert reports == [{"step": BAD_STEP, "replica": 1, "where": WHERE}]
     assert all(each["skipped"] == 1 for each in found)
@@ -55,20 +33,22 @@ def test_the_second_replica_alone(strategy, way):
 
 @pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
 def test_the_machine_of_the_replica_writes_its_file(strategy):
-    *others, last = [each["plain"]["files"] for each in on_two_replicas(strategy)]
+    *others, last = [
+        each["plain"]["files"] for each in on_two_replicas(strategy, __file__)
+    ]
     assert last == [[BAD_STEP, 1, WHERE, [GLOBAL_BATCH // 2, 8]]]
     assert not any(others)
 
 
 @pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
 def test_training_is_the_same_with_and_without(strategy):
-    for each in on_two_replicas(strategy):
+    for each in on_two_replicas(strategy, __file__):
         assert each["plain"]["state"] == each["alone"]["state"]
 
 
 @pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
 def test_a_growing_scale(strategy):
-    found = [each["growing"] for each in on_two_replicas(strategy)]
+    found = [each["growing"] for each in on_two_replicas(strategy, __file__)]
     for each in found:
         assert each["expected"] + each["elsewhere"] == each["skipped"] > 1
         assert each["reports"] == each["messages"] == []
@@ -76,7 +56,7 @@ def test_a_growing_scale(strategy):
 
 
 def test_only_the_sum_is_too_large():
-    (found,) = on_two_replicas("mirrored")
+    (found,) = on_two_replicas("mirrored", __file__)
     (report,) = found["sum"]["reports"]
     assert report["replica"] is None
     assert (
@@ -209,15 +189,7 @@ def state(strategy, model):
     ]
 
 
-def _strategy():
-    import tensorflow as tf
-
-    if "TF_CONFIG" in os.environ:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    return mirrored(2)
-
-
 if __name__ == "__main__":
     import keras_mp
 
-    print(json.dumps(cases(_strategy())))
+    print(json.dumps(cases(strategy_here())))

@@ -3,39 +3,19 @@
 import contextlib
 import functools
 import json
-import os
 
 import keras
 import numpy as np
 import pytest
-from support.processes import Forked, deadline, environments, mirrored, run_alone
+from support.processes import on_two_replicas, strategy_here
 
-TIMEOUT = 150  # seconds; a run takes about 20 on two busy cores, a deadlock for ever
 WAYS = ["eager", "graph", "accumulation", "summed"]
-
-
-@functools.cache
-def on_two_replicas(strategy):
-    """Return what each process of ``strategy`` reports of all `cases`, as a list."""
-    if strategy == "mirrored":
-        return [run_alone(__file__)]
-    with contextlib.ExitStack() as stack:
-        workers = [
-            stack.enter_context(contextlib.closing(Forked(__file__, environment=each)))
-            for each in environments("multi-worker-2")
-        ]
-        stack.enter_context(deadline(TIMEOUT, *workers))
-        outputs = [worker.stdout.read() for worker in workers]
-        for worker in workers:
-            worker.wait()
-            assert worker.returncode == 0, worker.errors()[-4000:]
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
 @pytest.fixture(params=["mirrored", "multi-worker"])
 def counted(request):
     """Return what was counted by case, which must be the same in each process."""
-    first, *others = on_two_replicas(request.param)
+    first, *others = on_two_replicas(request.param, __file__)
     assert all(other == first for other in others)
     return first
 
@@ -168,13 +148,5 @@ def _fit(strategy, steps):
     return _counts(model.optimizer)
 
 
-def _strategy():
-    import tensorflow as tf
-
-    if "TF_CONFIG" in os.environ:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    return mirrored(2)
-
-
 if __name__ == "__main__":
-    print(json.dumps(cases(_strategy())))
+    print(json.dumps(cases(strategy_here())))

@@ -16,48 +16,28 @@ import time
 import numpy as np
 import pytest
 from support import network
-from support.processes import Forked, deadline, environments
+from support.processes import Forked, run_workers, workers
 
 WORKERS = 2
-TIMEOUT = 150  # seconds; a run takes about 20 on two busy cores, a deadlock for ever
 COUNTS_BYTES = sys.platform == "linux"
 PATIENCE = 20  # seconds for a step that takes a tenth of one unless workers deadlock
 
 
 @functools.cache
-def run_workers(case, *arguments):
-    """Run ``case`` on all workers and return what each printed last, from JSON."""
-    with workers(case, *arguments) as processes:
-        outputs = [process.stdout.read() for process in processes]
-        for process in processes:
-            process.wait()
-            assert process.returncode == 0, process.errors()[-4000:]
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
-
-
-@contextlib.contextmanager
-def workers(case, *arguments):
-    """Start a process for each worker; none is left afterwards or after TIMEOUT."""
-    with contextlib.ExitStack() as stack:
-        processes = [
-            stack.enter_context(
-                contextlib.closing(Forked(__file__, case, *arguments, environment=e))
-            )
-            for e in environments("multi-worker-2")
-        ]
-        stack.enter_context(deadline(TIMEOUT, *processes))
-        yield processes
+def results_of(case, *arguments):
+    """Return what each worker reports of ``case``, which runs once."""
+    return run_workers(__file__, case, *arguments)
 
 
 def same_on_all(key, case="train"):
     """Return what every worker reports as ``key``, which must be the same."""
-    first, *others = [result[key] for result in run_workers(case)]
+    first, *others = [result[key] for result in results_of(case)]
     assert all(other == first for other in others)
     return first
 
 
 def test_the_poisoned_rows_are_worker_1s():
-    assert [result["poisoned_rows"] for result in run_workers("train")] == [0, 4]
+    assert [result["poisoned_rows"] for result in results_of("train")] == [0, 4]
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -91,12 +71,12 @@ def test_overflow_on_one_worker_skips_the_step_of_a_loop_on_all(way):
 
 
 def test_killed_worker_and_its_peer_resume_as_if_nothing_had_been(tmp_path):
-    with workers("killed", str(tmp_path)) as (peer, victim):
+    with workers(__file__, "killed", str(tmp_path)) as (peer, victim):
         victim.wait()
         assert victim.returncode == -signal.SIGKILL
         # The peer waits for the victim, or has noticed: it cannot have finished.
         assert peer.returncode != 0
-    resumed, other = run_workers("resumed", str(tmp_path))
+    resumed, other = results_of("resumed", str(tmp_path))
     assert resumed == other
     assert resumed["epochs"] == [2, 3]
     assert resumed["resumed"] == resumed["uninterrupted"]
@@ -110,7 +90,7 @@ def test_what_crosses_the_network():
     Among them is what they say to each other besides gradients; 0.02 bytes are 80 kB a
     step.
     """
-    traffic = [result["traffic"] for result in run_workers("train")]
+    traffic = [result["traffic"] for result in results_of("train")]
     sums = {case: sum(worker[case] for worker in traffic) for case in traffic[0]}
     expected = {"float32": 2, "float16": 1, "bfloat16": 1}
     expected |= {f"{dtype}, every 4": bytes / 4 for dtype, bytes in expected.items()}
@@ -130,12 +110,12 @@ def test_bytes_of_other_processes_are_not_counted():
 
 
 def test_keras_cannot_fit_on_several_workers():
-    errors = [result["keras fit"] for result in run_workers("train")]
+    errors = [result["keras fit"] for result in results_of("train")]
     assert all("PerReplica" in error for error in errors), errors
 
 
 def test_keras_own_class_does_not_survive_an_overflow_on_one_worker():
-    with workers("keras_loop") as processes:
+    with workers(__file__, "keras_loop") as processes:
         for process in processes:
             assert process.stdout.readline() == "ready\n", process.errors()[-4000:]
         time.sleep(PATIENCE)

@@ -1,6 +1,5 @@
 """A measured loss scale: replicas and machines get the same, each case by itself."""
 
-import contextlib
 import json
 import os
 import sys
@@ -8,11 +7,10 @@ import sys
 import keras
 import numpy as np
 import pytest
-from support.processes import Forked, deadline, environments, mirrored, run_alone
+from support.processes import run_alone, run_workers, strategy_here
 
 import keras_mp
 
-TIMEOUT = 150  # seconds; a run takes about 20 on two busy cores, a deadlock for ever
 ROWS = 16
 X = np.random.default_rng(0).normal(size=(ROWS, 4)).astype("float32")
 FIRST, SECOND = slice(0, ROWS // 2), slice(ROWS // 2, ROWS)
@@ -52,31 +50,14 @@ def test_a_number_of_replicas_that_is_no_power_of_two():
 def test_machines_get_the_smallest_scale_of_all(case):
     expected = on_one_device(SECOND, UNEVEN)
     assert expected < on_one_device(FIRST, UNEVEN)
-    for found in on_two_machines(case):
+    for found in run_workers(__file__, case):
         assert found == {"scales": [expected], "applied": 1}
 
 
 def test_a_batch_that_is_not_finite_on_one_machine_ends_all():
-    messages = [found["error"] for found in on_two_machines("not finite")]
+    messages = [found["error"] for found in run_workers(__file__, "not finite")]
     assert "of another machine" in messages[0]
     assert "row 0 holds NaN" in messages[1]
-
-
-def on_two_machines(case):
-    """Return what each of two processes reports of a case."""
-    with contextlib.ExitStack() as stack:
-        workers = [
-            stack.enter_context(
-                contextlib.closing(Forked(__file__, case, environment=each))
-            )
-            for each in environments("multi-worker-2")
-        ]
-        stack.enter_context(deadline(TIMEOUT, *workers))
-        outputs = [worker.stdout.read() for worker in workers]
-        for worker in workers:
-            worker.wait()
-            assert worker.returncode == 0, worker.errors()[-4000:]
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
 # What runs in the processes.
@@ -117,14 +98,6 @@ def _data(x, y):
     return data.with_options(options)
 
 
-def _strategy(case):
-    import tensorflow as tf
-
-    if "TF_CONFIG" in os.environ:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    return mirrored(3 if case == "three" else 2)
-
-
 if __name__ == "__main__":
     (CASE,) = sys.argv[1:]
-    print(json.dumps(run(_strategy(CASE), CASE)))
+    print(json.dumps(run(strategy_here(3 if CASE == "three" else 2), CASE)))

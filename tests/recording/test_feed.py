@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.processes import environments, make_strategy, run_alone
+from support.processes import make_strategy, run_alone, run_workers
 
 import keras_mp
 from keras_mp import watching
@@ -290,24 +290,8 @@ def test_under_a_mirrored_strategy(several):
 
 
 def test_under_a_multi_worker_strategy():
-    import contextlib
-
-    from support.processes import Forked, deadline
-
-    with contextlib.ExitStack() as stack:
-        processes = [
-            stack.enter_context(
-                contextlib.closing(Forked(__file__, "workers", environment=each))
-            )
-            for each in environments("multi-worker-2")
-        ]
-        stack.enter_context(deadline(150, *processes))
-        outputs = [process.stdout.read() for process in processes]
-        for process in processes:
-            process.wait()
-            assert process.returncode == 0, process.errors()[-4000:]
-    for output in outputs:
-        result = json.loads(output.splitlines()[-1])["1"]
+    for found in run_workers(__file__, "workers"):
+        result = found["1"]
         assert result["same"] and result["rows"] == [2, 2, 2, 2]
 
 

@@ -6,6 +6,7 @@ outside.
 """
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -119,6 +120,58 @@ def run_alone(file, *arguments):
             process.wait()
         assert process.returncode == 0, process.errors()[-4000:]
         return json.loads(output.splitlines()[-1])
+
+
+#: Seconds; a run on two workers takes up to 30 on busy cores, a deadlock for ever.
+TIMEOUT = 150
+
+
+def run_workers(file, *arguments):
+    """Run ``file`` in a process for each of two workers; return what each printed last.
+
+    Raises:
+        AssertionError: As for `run_alone`.
+    """
+    with workers(file, *arguments) as processes:
+        outputs = [process.stdout.read() for process in processes]
+        for process in processes:
+            process.wait()
+            assert process.returncode == 0, process.errors()[-4000:]
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+@contextlib.contextmanager
+def workers(file, *arguments):
+    """Start a process for each of two workers; none is left after `TIMEOUT`."""
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                contextlib.closing(Forked(file, *arguments, environment=each))
+            )
+            for each in environments("multi-worker-2")
+        ]
+        stack.enter_context(deadline(TIMEOUT, *processes))
+        yield processes
+
+
+@functools.cache
+def on_two_replicas(strategy, file):
+    """Return what each process of ``file`` printed last, as a list; it runs once.
+
+    Args:
+        strategy: ``"mirrored"``, for one process, or ``"multi-worker"``, for two.
+        file: The path of a file that trains under `strategy_here`.
+    """
+    return [run_alone(file)] if strategy == "mirrored" else run_workers(file)
+
+
+def strategy_here(replicas=2):
+    """Return the strategy of this process: of a worker, or of so many replicas."""
+    import tensorflow as tf
+
+    if "TF_CONFIG" in os.environ:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return mirrored(replicas)
 
 
 @contextlib.contextmanager
