@@ -48,7 +48,7 @@ class Looks(BatchCallback):
         self._looked_at: Any = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if type(self.model).call is keras.Model.call:
+        if not private.layers.has_call(self.model):
             raise ValueError(
                 f"{type(self).__name__} needs a model with a `call`, and class "
                 f"{type(self.model).__name__} of model '{self.model.name}' has none. "

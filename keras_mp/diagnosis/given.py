@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_mp import private
 from keras_mp.recording import Batch, Recorder
 
 
@@ -27,7 +28,7 @@ def check_model(called: str, model: Any, loss: Callable | None) -> None:
             f"{called} needs a Keras model. Got {model!r} of type "
             f"{type(model).__name__}."
         )
-    if type(model).call is keras.Model.call:
+    if not private.layers.has_call(model):
         raise ValueError(
             f"{called} needs a model with a `call`. Class "
             f"{type(model).__name__} has none. Call keras_mp.diagnose or "
@@ -48,9 +49,8 @@ def as_batch(x: Any, y: Any, sample_weight: Any) -> Batch:
     def tensor(leaf: Any) -> Any:
         if not hasattr(leaf, "__array__") or keras.ops.is_tensor(leaf):
             return leaf
-        dtype = keras.backend.standardize_dtype(leaf.dtype)
-        wide = keras.backend.is_float_dtype(dtype) and dtype == "float64"
-        return keras.ops.convert_to_tensor(leaf, "float32" if wide else None)
+        is_wide = keras.backend.standardize_dtype(leaf.dtype) == "float64"
+        return keras.ops.convert_to_tensor(leaf, "float32" if is_wide else None)
 
     return Batch(*keras.tree.map_structure(tensor, (x, y, sample_weight)))
 

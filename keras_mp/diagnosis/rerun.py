@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_mp import policies
+from keras_mp import policies, private
 from keras_mp.diagnosis import culprits, scales
 from keras_mp.diagnosis.culprit import Culprit
 from keras_mp.recording import Batch, Recorder
@@ -40,7 +40,7 @@ def rerun(model: keras.Model, batch: Batch, scale: float) -> Rerun:
     Raises:
         ValueError: The model has no ``call``.
     """
-    if type(model).call is keras.Model.call:
+    if not private.layers.has_call(model):
         raise ValueError(f"class {type(model).__name__} has no `call`")
     recorder = Recorder(model, batch)
     record = recorder.record(scale)

@@ -111,6 +111,11 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return layer._trainable_variables + layer._non_trainable_variables
 
 
+def has_call(model: keras.Model) -> bool:
+    """Return whether ``model`` has a ``call``; a GAN may have a ``train_step`` only."""
+    return type(model).call is not keras.Model.call
+
+
 def state_of(model: keras.layers.Layer) -> list[keras.Variable]:
     """Return the variables that a call of ``model`` may change, each once.
 

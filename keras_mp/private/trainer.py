@@ -5,7 +5,7 @@ import functools
 
 import keras
 
-from keras_mp.private import attributes, graphs
+from keras_mp.private import attributes, graphs, layers
 from keras_mp.wrapping import wrap_once
 
 
@@ -153,7 +153,7 @@ def build_from(model, batches):
     """
 
     def build(iterator=None, data_batch=None):
-        if type(model).call is keras.Model.call:
+        if not layers.has_call(model):
             return
         strategy = strategy_of(model)
         with strategy.scope() if strategy else contextlib.nullcontext():
