@@ -12,61 +12,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from support.processes import make_strategy, run_alone
+from support.updates import assert_same
+from support.watched import compiled, data, fit, state
 
 import keras_mp
 from keras_mp.callbacks import NumericsMonitor
-from keras_mp.scaling import DynamicLossScale, StaticLossScale
-
-ROWS = 24
-
-
-def data(rows=ROWS):
-    random = np.random.default_rng(0)
-    x = random.normal(size=(rows, 8)).astype("float32")
-    return x, x[:, :2] ** 2
-
-
-def block(name):
-    inputs = keras.Input((16,))
-    hidden = keras.layers.Dense(16, activation="tanh", name="ffn")(inputs)
-    hidden = keras.layers.BatchNormalization(name="norm")(hidden)
-    return keras.Model(
-        inputs, keras.layers.Dropout(0.2, name="drop")(hidden), name=name
-    )
-
-
-def compiled(policy="mixed_float16", scaling=None, **options):
-    keras.utils.set_random_seed(1)
-    inputs = keras.Input((8,))
-    hidden = keras.layers.Dense(16, name="first")(inputs)
-    hidden = block("block_1")(hidden)
-    hidden = block("block_2")(hidden)
-    outputs = keras.layers.Dense(2, name="head", dtype="float32")(hidden)
-    model = keras.Model(inputs, outputs, name="net")
-    if policy == "mixed_float16":
-        scaling = scaling or DynamicLossScale(initial_scale=1024.0)
-    keras_mp.compile(
-        model, "adam", "mse", metrics=["mae"], policy=policy, scaling=scaling, **options
-    )
-    return model
-
-
-def fit(model, callbacks, rows=ROWS, epochs=3, **options):
-    x, y = data(rows)
-    return model.fit(
-        x, y, batch_size=4, epochs=epochs, verbose=0, callbacks=callbacks, **options
-    ).history
-
-
-def state(model):
-    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-    return [np.asarray(keras.ops.convert_to_numpy(each)) for each in variables]
-
-
-def assert_same(one, other):
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a, b)
-
+from keras_mp.scaling import StaticLossScale
 
 LAYERS = [
     "net/first",

@@ -9,17 +9,14 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from support import watched
 from support.processes import make_strategy, run_alone
+from support.updates import assert_same
+from support.watched import data, fit, state
 
 import keras_mp
 from keras_mp.callbacks import ShadowCheck
-from keras_mp.scaling import DynamicLossScale, StaticLossScale
-
-
-def data(rows=24):
-    random = np.random.default_rng(0)
-    x = random.normal(size=(rows, 8)).astype("float32")
-    return x, x[:, :2] ** 2
+from keras_mp.scaling import StaticLossScale
 
 
 @keras.saving.register_keras_serializable("test_shadow_check")
@@ -42,47 +39,10 @@ class Coarse(keras.layers.Layer):
         return coarse(x)
 
 
-def block(name, faulty=False):
-    inputs = keras.Input((16,))
-    hidden = keras.layers.Dense(16, activation="tanh", name="ffn")(inputs)
-    if faulty:
-        hidden = Coarse(name="fault")(hidden)
-    hidden = keras.layers.BatchNormalization(name="norm")(hidden)
-    outputs = keras.layers.Dropout(0.2, name="drop")(hidden)
-    return keras.Model(inputs, outputs, name=name)
-
-
-def compiled(policy="mixed_float16", faulty=(), scaling=None, **options):
-    keras.utils.set_random_seed(1)
-    inputs = keras.Input((8,))
-    hidden = keras.layers.Dense(16, name="first")(inputs)
-    for name in ("block_1", "block_2", "block_3"):
-        hidden = block(name, name in faulty)(hidden)
-    outputs = keras.layers.Dense(2, name="head", dtype="float32")(hidden)
-    model = keras.Model(inputs, outputs, name="net")
-    if policy == "mixed_float16":
-        scaling = scaling or DynamicLossScale(initial_scale=1024.0)
-    keras_mp.compile(
-        model, "adam", "mse", metrics=["mae"], policy=policy, scaling=scaling, **options
-    )
-    return model
-
-
-def fit(model, callbacks, rows=24, epochs=3, **options):
-    x, y = data(rows)
-    return model.fit(
-        x, y, batch_size=4, epochs=epochs, verbose=0, callbacks=callbacks, **options
-    ).history
-
-
-def state(model):
-    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-    return [np.asarray(keras.ops.convert_to_numpy(each)) for each in variables]
-
-
-def assert_same(one, other):
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a, b)
+def compiled(policy="mixed_float16", faulty=(), **options):
+    names = "block_1", "block_2", "block_3"
+    faults = [Coarse if name in faulty else None for name in names]
+    return watched.compiled(policy, faults=faults, **options)
 
 
 WITH_WEIGHTS = [

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from support.processes import make_strategy, run_alone, run_workers
+from support.updates import assert_same
 
 import keras_mp
 from keras_mp import watching
@@ -92,11 +93,6 @@ def compiled(ours=True, cls=keras.Sequential, **options):
 def state(model):
     variables = [*model.variables, *model.optimizer.variables]
     return [np.asarray(keras.ops.convert_to_numpy(each)) for each in variables]
-
-
-def assert_same(one, other):
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 ARRAYS = dict(zip("xy", data(), strict=True), batch_size=4, shuffle=False)

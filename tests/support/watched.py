@@ -1,0 +1,54 @@
+"""A small model of named blocks, and its training, for callbacks that watch layers."""
+
+import keras
+import numpy as np
+
+import keras_mp
+from keras_mp.scaling import DynamicLossScale
+
+
+def data(rows=24):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(rows, 8)).astype("float32")
+    return x, x[:, :2] ** 2
+
+
+def block(name, fault=None):
+    """Return a model of four layers; the layer ``fault()`` is put after the first."""
+    inputs = keras.Input((16,))
+    hidden = keras.layers.Dense(16, activation="tanh", name="ffn")(inputs)
+    if fault is not None:
+        hidden = fault(name="fault")(hidden)
+    hidden = keras.layers.BatchNormalization(name="norm")(hidden)
+    outputs = keras.layers.Dropout(0.2, name="drop")(hidden)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def compiled(policy="mixed_float16", scaling=None, *, faults=(None, None), **options):
+    """Return a compiled model: a layer, a block for each of ``faults``, a head."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dense(16, name="first")(inputs)
+    for number, fault in enumerate(faults, start=1):
+        hidden = block(f"block_{number}", fault)(hidden)
+    outputs = keras.layers.Dense(2, name="head", dtype="float32")(hidden)
+    model = keras.Model(inputs, outputs, name="net")
+    if policy == "mixed_float16":
+        scaling = scaling or DynamicLossScale(initial_scale=1024.0)
+    keras_mp.compile(
+        model, "adam", "mse", metrics=["mae"], policy=policy, scaling=scaling, **options
+    )
+    return model
+
+
+def fit(model, callbacks, rows=24, epochs=3, **options):
+    x, y = data(rows)
+    return model.fit(
+        x, y, batch_size=4, epochs=epochs, verbose=0, callbacks=callbacks, **options
+    ).history
+
+
+def state(model):
+    """Return all that training changes in ``model``, as arrays."""
+    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    return [np.asarray(keras.ops.convert_to_numpy(each)) for each in variables]
