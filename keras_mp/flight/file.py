@@ -151,6 +151,8 @@ def read(path: str | os.PathLike[str]) -> Flight:
     if not os.path.isfile(path):
         raise _refused(path, "no such file. Check the path")
     damaged = "a file that is damaged or of another kind. Take another one"
+    if not zipfile.is_zipfile(path):
+        raise _refused(path, damaged)
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             about = json.loads(bytes(arrays["about"]))
