@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from keras_mp.saved_files import DAMAGE
 from keras_mp.terminal import UserError, explain
 
 SAVE_DATA = 'write it with np.savez("data.npz", x=x, y=y)'
@@ -52,27 +54,43 @@ def _arrays(path: str, called: str, together: Sequence[str]) -> dict[str, np.nda
         raise explain(
             called, "arrays in numpy's .npz format", "another format", SAVE_DATA
         )
-    arrays = {}
-    with np.load(path, allow_pickle=False) as archive:
-        names = archive.files
-        wanted = ["x", "y"]
-        if any(name in names for name in together):
-            wanted += together
-        missing = [name for name in wanted if name not in names]
-        if missing:
-            both = f", {' and '.join(together)} both or neither"
-            raise explain(
-                called,
-                f"the arrays {', '.join(wanted)}",
-                f"{', '.join(names) or 'no array'}: {', '.join(missing)} missing",
-                SAVE_DATA + (both if set(missing) & set(together) else ""),
-            )
-        for name in wanted:
-            try:
-                arrays[name] = archive[name]
-            except ValueError:  # an object array would have to be unpickled
-                raise _not_numbers(called, name, "object") from None
-    return arrays
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            wanted = _wanted(called, archive.files, together)
+            return {name: _array(called, name, archive) for name in wanted}
+    except DAMAGE as error:
+        raise explain(
+            called,
+            "an .npz file that is whole",
+            f"a damaged file ({type(error).__name__}: {' '.join(str(error).split())})",
+            f"take another copy of it, or {SAVE_DATA}",
+        ) from None
+
+
+def _wanted(called: str, names: list[str], together: Sequence[str]) -> list[str]:
+    """Return the names of the arrays to read; raise UserError if one is missing."""
+    wanted = ["x", "y"]
+    if any(name in names for name in together):
+        wanted += together
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        both = f", {' and '.join(together)} both or neither"
+        raise explain(
+            called,
+            f"the arrays {', '.join(wanted)}",
+            f"{', '.join(names) or 'no array'}: {', '.join(missing)} missing",
+            SAVE_DATA + (both if set(missing) & set(together) else ""),
+        )
+    return wanted
+
+
+def _array(called: str, name: str, archive: Any) -> np.ndarray:
+    try:
+        return archive[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise _not_numbers(called, name, "object") from None  # it would be unpickled
 
 
 def _check(called: str, name: str, array: np.ndarray) -> None:

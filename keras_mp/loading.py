@@ -1,15 +1,12 @@
 """`load_model`: a saved model with the policies and the protection that it had."""
 
 import contextlib
-import json
 import os
-import pathlib
-import zipfile
 from typing import Any
 
 import keras
 
-from keras_mp import distribute, guards, heads, policies, training
+from keras_mp import distribute, guards, heads, policies, saved_files, training
 from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.protection import protect
 from keras_mp.speed import execution
@@ -47,16 +44,22 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
         The model, compiled if it was saved so.
 
     Raises:
-        ValueError: There is no such file, or a rule of a saved `Policy` is a class that
-            is not registered.
-        TypeError: The model needs another class that is not registered.
+        ValueError: There is no such file; it is damaged or of another kind; it was
+            saved by a newer Keras and this one cannot load it; or a rule of a saved
+            `Policy` is a class that is not registered.
+        TypeError: ``path`` is no path, or the model needs another class that is not
+            registered.
 
     Example:
 
     >>> model = keras_mp.load_model("model.keras")
     """
     objects = kwargs.get("custom_objects")
-    with _saved_policy(path, objects), policies.own_code_guarded():
+    with (
+        _whole(path),
+        _saved_policy(path, objects),
+        policies.own_code_guarded(),
+    ):
         model = keras.saving.load_model(path, **kwargs)
     training.make_safe(model)
     if type(getattr(model, "optimizer", None)) is keras.optimizers.LossScaleOptimizer:
@@ -82,25 +85,13 @@ def holds_ours(path: str | os.PathLike[str]) -> bool:
     Args:
         path: A ``.keras`` file, or a folder with what such a file holds.
     """
-    return any("keras_mp" == _package(each) for each in _objects(_config(path)))
+    return any(
+        "keras_mp" == _package(each) for each in _objects(saved_files.config_of(path))
+    )
 
 
 def _package(saved):
     return str(saved.get("registered_name")).split(">")[0]
-
-
-def _config(path):
-    """Return the config of a saved model; None if it cannot be read."""
-    if not isinstance(path, str | os.PathLike):
-        return None
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if "config.json" in archive.namelist():
-                return json.loads(archive.read("config.json"))
-    folder = pathlib.Path(path)
-    if (folder / "config.json").is_file():
-        return json.loads((folder / "config.json").read_text())
-    return None
 
 
 def _objects(config):
@@ -115,9 +106,40 @@ def _objects(config):
 
 
 @contextlib.contextmanager
+def _whole(path):
+    """Refuse a damaged file; say of what a newer Keras has saved why it fails to load.
+
+    Other errors stay what they are, because code of the user's own may raise them.
+    """
+    called = f"keras_mp.load_model({str(path)!r})"
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"{called} needs the path of a .keras file. Got a {type(path).__name__}."
+        )
+    fault = saved_files.fault_of_model(path)
+    if fault:
+        raise ValueError(
+            f"{called} needs the file of a saved model. Got a file that {fault}. Take "
+            "another copy of it, or save the model again by model.save('model.keras')."
+        )
+    try:
+        yield
+    except Exception as error:
+        newer = saved_files.newer_keras_of(path, keras.__version__)
+        if newer is None:
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"{called}: the file was saved by Keras {newer}, and this is Keras "
+            f"{keras.__version__}, which could not load it: {error} Update Keras, or "
+            "save the model again with this version."
+        ) from error
+
+
+@contextlib.contextmanager
 def _saved_policy(path, custom_objects):
     """Create layers in the block under the policy of the saved model, if known."""
-    saved = _policy_config(_config(path))
+    saved = _policy_config(saved_files.config_of(path))
     if saved is None:
         yield
         return

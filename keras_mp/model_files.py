@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 import keras_mp.api  # noqa: F401  With it Keras knows keras_mp's classes in files.
+from keras_mp import saved_files
 from keras_mp.terminal import explain
 
 
@@ -33,6 +34,14 @@ def check(path: str, called: str) -> None:
             "a model in Keras 3's .keras format",
             "a file that is not in this format",
             'write it with model.save("model.keras")',
+        )
+    fault = saved_files.fault_of_model(path)
+    if fault:
+        raise explain(
+            called,
+            "a .keras file that is whole",
+            f"a file that {fault}",
+            "take another copy of it, or save the model again",
         )
 
 

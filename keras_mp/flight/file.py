@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import zipfile
-import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,20 +14,9 @@ import numpy as np
 from keras_mp.diagnosis import Culprit
 from keras_mp.flight import structure
 from keras_mp.recording import Batch
+from keras_mp.saved_files import DAMAGE
 
 _FORMAT, _VERSION = "keras_mp.flight", 1
-
-_DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-)
 
 
 class Flight(NamedTuple):
@@ -159,7 +147,7 @@ def read(path: str | os.PathLike[str]) -> Flight:
             is_ours = about["format"] == _FORMAT
             is_newer = about["version"] > _VERSION
             flight = _flight(about, arrays) if is_ours and not is_newer else None
-    except _DAMAGE:
+    except DAMAGE:
         raise _refused(path, damaged) from None
     if flight is None:
         newer = "one of a newer version. Update keras_mp"

@@ -71,12 +71,20 @@ def from_config(
     """Return the rule that `config_of` has saved.
 
     Raises:
-        ValueError: It is a class that is not registered.
+        ValueError: It is a class that is not registered, or that Keras does not have.
     """
     if not isinstance(config, dict):
         return config
     if "module" in config:
-        return getattr(_KERAS_MODULES[config["module"]], config["class_name"])
+        module = _KERAS_MODULES.get(config["module"])
+        found = getattr(module, config["class_name"], None)
+        if found is None:
+            raise ValueError(
+                f"A saved Policy keeps layers of class {config!r} in float32, and this "
+                f"is Keras {keras.__version__}, which has no such layer. Update Keras, "
+                "or save the model again."
+            )
+        return found
     name = config["registered_name"]
     found = keras.saving.get_registered_object(name, custom_objects)
     if found is None:
