@@ -6,6 +6,7 @@ from keras_mp.conversion import convert
 from keras_mp.diagnosis import Culprit, Diagnosis, LayerNumbers, diagnose
 from keras_mp.export import export
 from keras_mp.flight import replay
+from keras_mp.guarded import wrap_optimizer
 from keras_mp.lint import Finding, lint
 from keras_mp.loading import load_model
 from keras_mp.memory import MemoryReport, memory_report
@@ -13,7 +14,7 @@ from keras_mp.ops import float32
 from keras_mp.optimizer import LossScaleOptimizer, SpikeRule
 from keras_mp.placement import Placement, PlacementReport
 from keras_mp.policies import Policy, policy_scope, set_policy
-from keras_mp.training import compile, wrap_optimizer
+from keras_mp.training import compile
 from keras_mp.version import __version__
 
 __all__ = [

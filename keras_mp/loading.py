@@ -6,7 +6,15 @@ from typing import Any
 
 import keras
 
-from keras_mp import distribute, guards, heads, policies, saved_files, training
+from keras_mp import (
+    distribute,
+    guarded,
+    guards,
+    heads,
+    policies,
+    saved_files,
+    training,
+)
 from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.protection import protect
 from keras_mp.speed import execution
@@ -63,7 +71,7 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
         model = keras.saving.load_model(path, **kwargs)
     training.make_safe(model)
     if type(getattr(model, "optimizer", None)) is keras.optimizers.LossScaleOptimizer:
-        training.replace_keras_scaler(model)
+        guarded.replace_keras_scaler(model)
     optimizer = getattr(model, "optimizer", None)
     if isinstance(optimizer, LossScaleOptimizer):
         protect(model, optimizer)

@@ -1,4 +1,4 @@
-"""The one-call paths: compile a model, wrap an optimizer."""
+"""The one-call path: compile a model."""
 
 import functools
 import inspect
@@ -12,21 +12,14 @@ from keras_mp import (
     calibration,
     conversion,
     distribute,
-    dtypes,
+    guarded,
     guards,
     heads,
     input_warnings,
     policies,
     private,
-    scaling,
 )
-from keras_mp.optimizer import (
-    LossScaleOptimizer,
-    SpikeRule,
-    checked_inner,
-    checked_spike_rule,
-)
-from keras_mp.protection import protect
+from keras_mp.optimizer import SpikeRule
 from keras_mp.scaling import LossScale
 from keras_mp.speed import execution
 
@@ -38,6 +31,7 @@ def compile(
     scaling: LossScale | str | None = None,
     guard: bool | None = None,
     skip_spikes: SpikeRule | bool | None = None,
+    on_skip: str | None = None,
     **kwargs: Any,
 ) -> None:
     """Compile ``model`` for mixed precision: ``model.compile`` with what is missing.
@@ -81,6 +75,9 @@ def compile(
             loss or gradient norm lies more than 6 standard deviations above the mean of
             the last 128; or a `keras_mp.SpikeRule` with other numbers. The optimizer is
             then wrapped in float32 too.
+        on_skip: None; or what a skipped step does to a learning-rate schedule: leave it
+            where it is, ``"hold"``, which is what None means for a new optimizer, or
+            move it on, ``"advance"`` (`LossScaleOptimizer`).
         **kwargs: Keyword arguments of ``model.compile``.
 
     Raises:
@@ -89,8 +86,9 @@ def compile(
             ``skip_spikes`` neither a bool nor a rule.
         ValueError: ``optimizer`` is Keras's own `LossScaleOptimizer`; a rule is given
             together with an optimizer that has another, or with ``guard=False``;
-            ``guard=False`` is given for float16; there is no scale to calibrate; the
-            policy is unknown; or the policy does not fit the model's variables.
+            ``guard=False`` is given for float16; there is no scale to calibrate;
+            ``on_skip`` is another word; the policy is unknown; or the policy does not
+            fit the model's variables.
 
     Example:
 
@@ -105,24 +103,28 @@ def compile(
             f"{type(model).__name__}."
         )
     calibrates = scaling == "calibrate"
-    given = None if calibrates else _checked_rule(scaling)
-    rule = _checked_rule("dynamic") if calibrates else given
+    given = None if calibrates else guarded.checked_rule(scaling)
+    rule = guarded.checked_rule("dynamic") if calibrates else given
     if _has_own_guard(model):
         kwargs, guard = kwargs | ({} if guard is None else {"guard": guard}), None
-    spikes = checked_spike_rule("keras_mp.compile", skip_spikes)
-    _check_guard(model, policy, rule, guard, spikes)
-    wrapped = functools.partial(_wrapped, model, rule=rule, guard=guard, spikes=spikes)
-    for optimizer in (None, *_optimizers(args, kwargs)):
+    settings = guarded.checked_settings("keras_mp.compile", skip_spikes, on_skip)
+    _check_guard(model, policy, guard, {"scaling": rule, **settings})
+    wrapped = functools.partial(
+        guarded.wrapped, model, rule=rule, settings=settings, guard=guard
+    )
+    for optimizer in (None, *guarded.optimizers_in(args, kwargs)):
         distribute.check_scope(model, optimizer)
     with distribute.scope_of(model):
-        args, kwargs = _checked_arguments(model, args, kwargs, given, spikes)
+        args, kwargs = _checked_arguments(model, args, kwargs, given, settings)
         if policy is not None:
             conversion.convert(model, policy)
         make_safe(model)
         args = tuple(map(wrapped, args))
         kwargs = {name: wrapped(value) for name, value in kwargs.items()}
         model.compile(*args, **kwargs)
-        optimizers = _optimizers(args, kwargs) or _chosen(model, rule, spikes, wrapped)
+        optimizers = guarded.optimizers_in(args, kwargs)
+        if not optimizers:
+            optimizers = _chosen(model, rule, settings, wrapped)
         heads.keep_in_float32(model)
     for optimizer in optimizers:
         distribute.prepare_steps(model, optimizer)
@@ -132,16 +134,7 @@ def compile(
         calibration.calibrate_first_step(model)
 
 
-def _is_optimizer(value):
-    return isinstance(value, keras.optimizers.Optimizer)
-
-
-def _optimizers(args, kwargs):
-    """Return the Keras optimizers among arguments, as a list."""
-    return list(filter(_is_optimizer, [*args, *kwargs.values()]))
-
-
-def _checked_arguments(model, args, kwargs, rule, spikes):
+def _checked_arguments(model, args, kwargs, rule, settings):
     """Return the arguments for ``model.compile``, with optimizers instead of names.
 
     Raises:
@@ -160,12 +153,12 @@ def _checked_arguments(model, args, kwargs, rule, spikes):
         kwargs = {"optimizer": "adam", **kwargs}
 
     def checked(name, value):
-        if value is None or not (name == "optimizer" or _is_optimizer(value)):
+        if value is None or not (name == "optimizer" or guarded.is_optimizer(value)):
             return value
         try:
-            return _checked_optimizer(value, rule, spikes)
+            return guarded.checked_optimizer(value, rule, settings)
         except (TypeError, ValueError):
-            if own and not _is_optimizer(value):
+            if own and not guarded.is_optimizer(value):
                 return value  # such as "auto", which only that compile understands
             raise
 
@@ -178,143 +171,17 @@ def _checked_arguments(model, args, kwargs, rule, spikes):
     return args, {name: checked(name, value) for name, value in kwargs.items()}
 
 
-def _chosen(model, rule, spikes, wrapped):
+def _chosen(model, rule, settings, wrapped):
     """Return the optimizer that ``model.compile`` chose, ``wrapped``.
 
     As a list, which is empty if it chose none.
     """
     chosen = getattr(model, "optimizer", None)
     if type(chosen) is keras.optimizers.LossScaleOptimizer:
-        replace_keras_scaler(model, rule, spikes)
-    elif _is_optimizer(chosen):
+        guarded.replace_keras_scaler(model, rule, **settings)
+    elif guarded.is_optimizer(chosen):
         private.trainer.exchange_optimizer(model, chosen, wrapped(chosen))
-    return _optimizers([model.optimizer], {})
-
-
-def replace_keras_scaler(
-    model: keras.Model, rule: LossScale | None = None, spikes: SpikeRule | None = None
-) -> None:
-    """Replace Keras's `LossScaleOptimizer` of ``model`` by ours.
-
-    Ours takes over its scale and counters, unless there is a ``rule``.
-    """
-    old = model.optimizer
-    own = {"name": old.name, "skip_spikes": spikes}
-    if rule is not None:
-        new = LossScaleOptimizer(old.inner_optimizer, rule, **own)
-    else:
-        new = LossScaleOptimizer(
-            old.inner_optimizer,
-            initial_scale=old.initial_scale,
-            dynamic_growth_steps=old.dynamic_growth_steps,
-            **own,
-        )
-        if old.built:
-            store = {}
-            old.save_own_variables(store)
-            new.load_own_variables(store)
-    private.trainer.exchange_optimizer(model, old, new)
-    protect(model, new)
-
-
-def wrap_optimizer(
-    model: keras.Model,
-    optimizer: keras.optimizers.Optimizer | str | dict[str, Any],
-    scaling: LossScale | str | None = None,
-    *,
-    skip_spikes: SpikeRule | bool | None = None,
-) -> keras.optimizers.Optimizer:
-    """Return ``optimizer`` with what `compile` would wrap it in, else itself.
-
-    For models with several optimizers, such as GANs: wrap each one, and use its
-    ``scale_loss`` in ``train_step``, which bfloat16 can do without. If the
-    ``train_step`` of ``model`` uses them, a step that any of them skips leaves all
-    other variables of ``model`` unchanged. Does not synchronise with the device.
-
-    Args:
-        model: The Keras model that the optimizer trains.
-        optimizer: A Keras optimizer, its name or its config.
-        scaling: None for dynamic scaling if a layer of ``model`` computes in float16,
-            and a check without a scale if one computes in bfloat16; or a rule of
-            `keras_mp.scaling` or its name, which is used in any case.
-        skip_spikes: As for `compile`.
-
-    Returns:
-        A `LossScaleOptimizer`, or the Keras optimizer if ``model`` is in float32 and no
-        rule is given.
-
-    Raises:
-        TypeError: ``optimizer`` is not an optimizer, or ``skip_spikes`` neither a bool
-            nor a rule.
-        ValueError: ``optimizer`` is Keras's own `LossScaleOptimizer`, or has a rule
-            and another is given.
-
-    Example:
-
-    >>> optimizer = keras_mp.wrap_optimizer(model, keras.optimizers.Adam(2e-4))
-    """
-    distribute.check_scope(model, optimizer)
-    rule = _checked_rule(scaling)
-    spikes = checked_spike_rule("keras_mp.wrap_optimizer", skip_spikes)
-    with distribute.scope_of(model):
-        optimizer = _checked_optimizer(optimizer, rule, spikes)
-        optimizer = _wrapped(model, optimizer, rule, spikes=spikes)
-    distribute.prepare_steps(model, optimizer)
-    execution.run_in_graph(model)
-    return optimizer
-
-
-def _wrapped(model, value, rule, guard=None, spikes=None):
-    """Return ``value``, an optimizer guarded if needed, and ``model`` protected."""
-    if not _is_optimizer(value):
-        return value
-    if isinstance(value, LossScaleOptimizer):
-        value = _with_scale(model, value, rule)
-    else:
-        rule = rule or _needed_rule(model, value, guard if spikes is None else True)
-        if rule is None:
-            return value
-        value = LossScaleOptimizer(value, rule, skip_spikes=spikes)
-    protect(model, value)
-    return value
-
-
-def _with_scale(model, optimizer, rule):
-    """Return ``optimizer``; if it only checks, with the rule that ``model`` needs."""
-    if rule is None and needs_loss_scaling(model):
-        rule = scaling.DynamicLossScale()
-    if not optimizer.scaling.only_checks or rule in (None, optimizer.scaling):
-        return optimizer
-    inner = {"inner_optimizer": optimizer.inner_optimizer, "scaling": rule}
-    return type(optimizer)(**optimizer.get_config() | inner)
-
-
-def _needed_rule(model, optimizer, guard):
-    """Return the rule that a Keras optimizer needs to train ``model``, or None.
-
-    Without float16 it is a fixed scale: the one that the optimizer has, or 1.
-    """
-    if guard is False:
-        return None
-    if needs_loss_scaling(model):
-        return scaling.DynamicLossScale()
-    if guard or _computes_in(model, dtypes.LOW_PRECISION):
-        return scaling.StaticLossScale(optimizer.loss_scale_factor or 1.0)
-    return None
-
-
-def needs_loss_scaling(model: keras.Model) -> bool:
-    """Return whether any layer of ``model`` computes in float16."""
-    return _computes_in(model, ("float16",))
-
-
-def _computes_in(model, names):
-    """Return whether any layer of ``model`` computes in one of the dtypes ``names``."""
-    return any(
-        layer.compute_dtype in names
-        for layer in private.layers.walk(model)
-        if not isinstance(layer, keras.layers.InputLayer)
-    )
+    return guarded.optimizers_in([model.optimizer], {})
 
 
 def make_safe(model: keras.Model) -> None:
@@ -334,7 +201,7 @@ def _has_own_guard(model):
     return "guard" in inspect.signature(model.compile).parameters
 
 
-def _check_guard(model, policy, rule, guard, spikes):
+def _check_guard(model, policy, guard, settings):
     """Refuse a ``guard`` that is no bool, or False where the loss has to be scaled."""
     if not (guard is None or isinstance(guard, bool)):
         raise TypeError(
@@ -343,14 +210,14 @@ def _check_guard(model, policy, rule, guard, spikes):
         )
     if guard is not False:
         return
-    for name, value in (("scaling", rule), ("skip_spikes", spikes)):
+    for name, value in settings.items():
         if value is not None:
             raise ValueError(
-                f"keras_mp.compile({name}={value!r}, guard=False): a rule needs the "
+                f"keras_mp.compile({name}={value!r}, guard=False): that needs the "
                 "LossScaleOptimizer that guard=False leaves out. Leave out one of the "
                 "two."
             )
-    half = needs_loss_scaling(model)
+    half = guarded.needs_loss_scaling(model)
     if policy is not None:
         half = policies.get(policy).compute_dtype == "float16"
     if half:
@@ -359,29 +226,6 @@ def _check_guard(model, policy, rule, guard, spikes):
             "float16 without loss scaling, and gradients below 6e-8 would vanish. "
             "Leave guard out, or use 'mixed_bfloat16', which needs no scale."
         )
-
-
-def _checked_rule(rule):
-    return None if rule is None else scaling.get(rule)
-
-
-def _checked_optimizer(optimizer, rule, spikes):
-    """Return the Keras optimizer that was meant, if it can have ``rule`` and others."""
-    if not isinstance(optimizer, LossScaleOptimizer):
-        return checked_inner(optimizer)
-    own = optimizer.scaling
-    if rule is not None and rule != own and not own.only_checks:
-        raise ValueError(
-            f"scaling={rule!r} was given for optimizer '{optimizer.name}', which has "
-            f"the rule {own!r} already. Give the rule in one place."
-        )
-    if spikes not in (None, optimizer.skip_spikes):
-        raise ValueError(
-            f"skip_spikes={spikes!r} was given for optimizer '{optimizer.name}', a "
-            f"LossScaleOptimizer that has skip_spikes={optimizer.skip_spikes!r}. Give "
-            "the rule to LossScaleOptimizer, or pass its `.inner_optimizer`."
-        )
-    return optimizer
 
 
 def _report_unmatched_rules(model):

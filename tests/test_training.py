@@ -1,4 +1,4 @@
-"""`compile` and `wrap_optimizer`."""
+"""`compile`."""
 
 import gc
 import weakref
@@ -182,7 +182,7 @@ def test_own_wrapped_optimizer_is_used_as_it_is():
         (
             {"optimizer": keras_mp.LossScaleOptimizer("sgd"), "skip_spikes": True},
             ValueError,
-            "Give the rule to LossScaleOptimizer",
+            "Give it to LossScaleOptimizer",
         ),
         (
             {"optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())},
@@ -420,23 +420,6 @@ def test_compiling_again_with_keras_needs_no_loss_scaling():
     model.compile("sgd", "mse", auto_scale_loss=False)
     gc.collect()
     assert np.isfinite(model.train_on_batch(X, Y))
-
-
-# wrap_optimizer.
-
-
-@pytest.mark.parametrize(
-    ("dtype", "rule"),
-    [("float32", None), ("mixed_bfloat16", CHECK), ("mixed_float16", DYNAMIC)],
-)
-def test_wrap_optimizer_gives_what_the_model_needs(dtype, rule):
-    model = dense_model(dtype)
-    optimizer = keras.optimizers.SGD()
-    wrapped = keras_mp.wrap_optimizer(model, optimizer)
-    assert (wrapped is optimizer) == (rule is None)
-    assert getattr(wrapped, "scaling", None) == rule
-    wrapped = keras_mp.wrap_optimizer(model, optimizer, scaling="dynamic")
-    assert wrapped.inner_optimizer is optimizer and wrapped.scaling == DYNAMIC
 
 
 def test_train_step_that_returns_its_own_loss_is_believed():

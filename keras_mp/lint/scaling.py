@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_mp import private, training
+from keras_mp import guarded, private
 from keras_mp.lint.finding import Finding
 from keras_mp.optimizer import LossScaleOptimizer
 
@@ -27,7 +27,7 @@ def find(
                 "shrinks by that",
                 "pass the innermost optimizer to one LossScaleOptimizer",
             )
-    if not training.needs_loss_scaling(model):
+    if not guarded.needs_loss_scaling(model):
         return
     half = [
         path

@@ -14,16 +14,6 @@ from keras import ops
 from keras_mp import kinds, numerics, private
 
 
-def learning_rate(inner):
-    """Return the learning rate of the next update.
-
-    A schedule is called with the number of updates; Keras would call it with the number
-    of micro-batches.
-    """
-    schedule = private.optimizers.learning_rate_schedule(inner)
-    return inner.learning_rate if schedule is None else schedule(inner.iterations)
-
-
 class Window:
     """The window of an inner optimizer that has ``gradient_accumulation_steps``.
 

@@ -6,6 +6,9 @@ from typing import Any
 import keras
 
 from keras_mp import dtypes, scaling
+from keras_mp.scaling.base import checked_choice
+
+_ON_SKIP = ("hold", "advance")
 
 
 def checked_inner(inner_optimizer: Any) -> keras.optimizers.Optimizer:
@@ -35,6 +38,11 @@ def checked_all_reduce_dtype(dtype: str | None) -> str | None:
             "'float16' or 'bfloat16'. None sums gradients in their own dtype."
         )
     return dtype
+
+
+def checked_on_skip(owner: str, on_skip: str) -> str:
+    """Return ``on_skip`` if it says what a skipped step does to a schedule."""
+    return checked_choice(owner, "on_skip", on_skip, _ON_SKIP)
 
 
 def rule_of(

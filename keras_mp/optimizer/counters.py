@@ -23,6 +23,7 @@ class Counters(RuleSettings):
         inner_optimizer: A `keras.optimizers.Optimizer`.
         rule: A rule of `keras_mp.scaling`.
         spike_rule: A `SpikeRule`, or None.
+        on_skip: ``"hold"`` or ``"advance"``.
         name: Name of the optimizer.
         **kwargs: Accepted and refused as by Keras's class.
     """
@@ -31,11 +32,12 @@ class Counters(RuleSettings):
         self,
         inner_optimizer: keras.optimizers.Optimizer,
         rule: LossScale,
-        spike_rule: SpikeRule | None = None,
+        spike_rule: SpikeRule | None,
+        on_skip: str,
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(inner_optimizer, rule, name=name, **kwargs)
+        super().__init__(inner_optimizer, rule, on_skip, name=name, **kwargs)
         self._tracking = Tracking()
         self._spikes: Any = Spikes(spike_rule, self) if spike_rule else None
 

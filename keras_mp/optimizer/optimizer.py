@@ -13,6 +13,7 @@ from keras_mp.optimizer import checkpoint
 from keras_mp.optimizer.arguments import (
     checked_all_reduce_dtype,
     checked_inner,
+    checked_on_skip,
     rule_of,
 )
 from keras_mp.optimizer.counters import Counters
@@ -56,14 +57,21 @@ class LossScaleOptimizer(Counters):
             given, summed over the replicas. A loop without it, or one that calls it
             and `apply` in two functions, and gradient accumulation, have norms judged
             only; there the window whose mean is a spike is dropped.
+        on_skip: What a skipped step does to a learning-rate schedule: ``"hold"``, as
+            Keras's class does, leaves it where it is; ``"advance"``, as tf.keras did,
+            moves it on as an update would, so that it ends with the data. All else
+            counts updates only, in both: ``iterations``, Adam's bias correction,
+            averages of weights and when they overwrite the weights. With
+            ``gradient_accumulation_steps=N``, N dropped micro-batches move it by 1.
         **kwargs: Accepted and refused as by Keras's class.
 
     Raises:
         TypeError: ``inner_optimizer`` is not an optimizer, or ``skip_spikes`` none of
             these.
         ValueError: ``inner_optimizer`` already scales its loss; a scale is not finite
-            and above 0; ``all_reduce_dtype`` is another dtype; or both a rule and
-            ``initial_scale`` or ``dynamic_growth_steps`` are given.
+            and above 0; ``all_reduce_dtype`` is another dtype; ``on_skip`` another
+            word; or both a rule and ``initial_scale`` or ``dynamic_growth_steps`` are
+            given.
 
     Example:
 
@@ -86,14 +94,16 @@ class LossScaleOptimizer(Counters):
         initial_scale: float | None = None,
         all_reduce_dtype: str | None = None,
         skip_spikes: SpikeRule | bool | dict[str, Any] | None = None,
+        on_skip: str = "hold",
         **kwargs: Any,
     ) -> None:
         inner = checked_inner(inner_optimizer)
         all_reduce_dtype = checked_all_reduce_dtype(all_reduce_dtype)
         rule = rule_of(scaling, initial_scale, dynamic_growth_steps)
         spike_rule = checked_spike_rule("LossScaleOptimizer", skip_spikes)
+        on_skip = checked_on_skip("LossScaleOptimizer", on_skip)
         factor = inner.loss_scale_factor
-        super().__init__(inner, rule, spike_rule, name=name, **kwargs)
+        super().__init__(inner, rule, spike_rule, on_skip, name=name, **kwargs)
         self._all_reduce_dtype = all_reduce_dtype
         if factor is not None and getattr(rule, "scale", None) != factor:
             warnings.warn(
@@ -223,6 +233,7 @@ class LossScaleOptimizer(Counters):
             wire_dtype=self._all_reduce_dtype,
             by_variable=self._tracking.of_step(self.inner_optimizer),
             spikes=self._spikes,
+            schedules=self._schedules,
         ).run()
 
     def apply_gradients(
@@ -291,6 +302,7 @@ class LossScaleOptimizer(Counters):
         self._check_stateless()
         mapping = list(zip(self.variables, optimizer_variables, strict=True))
         with keras.StatelessScope(state_mapping=mapping) as scope:
+            skipped = self._scaler.skipped
             verdict = self._scaler.judge(grads, unscaled=False)
             grads = numerics.unscale_all(
                 grads, self._trainable_variables, self._scaler.divisor
@@ -298,13 +310,14 @@ class LossScaleOptimizer(Counters):
             self._scaler.advance(verdict)
         own = [scope.get_current_value(variable) for variable in self._variables]
         inner = list(optimizer_variables[len(own) :])
-        trainable_variables, inner = ops.cond(
-            verdict.finite,
-            lambda: self.inner_optimizer.stateless_apply(
-                inner, grads, trainable_variables
-            ),
-            lambda: (trainable_variables, inner),
-        )
+        with self._schedules.moved_on(lambda: skipped):
+            trainable_variables, inner = ops.cond(
+                verdict.finite,
+                lambda: self.inner_optimizer.stateless_apply(
+                    inner, grads, trainable_variables
+                ),
+                lambda: (trainable_variables, inner),
+            )
         return trainable_variables, own + inner
 
     def in_train_step(self) -> contextlib.AbstractContextManager[None]:
@@ -347,6 +360,8 @@ class LossScaleOptimizer(Counters):
             config["skip_spikes"] = keras.saving.serialize_keras_object(
                 self.skip_spikes
             )
+        if self.on_skip != "hold":
+            config["on_skip"] = self.on_skip
         rule, growth_steps = self.scaling, self.dynamic_growth_steps
         if growth_steps and rule == rule_of(None, self.initial_scale, growth_steps):
             config["initial_scale"] = self.initial_scale

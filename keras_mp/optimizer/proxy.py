@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_mp import distribute
-from keras_mp.optimizer import accumulation, checkpoint
+from keras_mp.optimizer import checkpoint
 
 # What the proxy must not answer for itself: these settings and this state are the
 # inner optimizer's. The base class gives every optimizer its own; the proxy drops
@@ -98,14 +98,3 @@ class Proxy(keras.optimizers.LossScaleOptimizer):
         if getattr(self, "_reads_bare", False):
             return self.inner_optimizer._lookup_dependency(name)
         return super()._lookup_dependency(name, cached_dependencies)
-
-    @property
-    def learning_rate(self) -> Any:
-        """The inner optimizer's learning rate, of the next update."""
-        if self.gradient_accumulation_steps:
-            return accumulation.learning_rate(self.inner_optimizer)
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self.inner_optimizer.learning_rate = value

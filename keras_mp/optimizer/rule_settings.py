@@ -1,4 +1,4 @@
-"""The scaling rule of an optimizer, under our names and those of Keras's class."""
+"""Scaling rule and schedules of an optimizer, by our names and Keras's class's."""
 
 import dataclasses
 from typing import Any
@@ -8,15 +8,17 @@ import keras
 from keras_mp.optimizer.loop import Loop
 from keras_mp.optimizer.proxy import Proxy
 from keras_mp.optimizer.scaler import Scaler
+from keras_mp.optimizer.schedules import Schedules
 from keras_mp.scaling import LossScale, StaticLossScale
 
 
 class RuleSettings(Proxy):
-    """Base of `LossScaleOptimizer`: what can be read and set of its scaling rule.
+    """Base of `LossScaleOptimizer`: what can be read and set of rule and schedules.
 
     Args:
         inner_optimizer: A `keras.optimizers.Optimizer`.
         rule: A rule of `keras_mp.scaling`.
+        on_skip: ``"hold"`` or ``"advance"``.
         name: Name of the optimizer.
         **kwargs: Accepted and refused as by Keras's class.
     """
@@ -25,12 +27,14 @@ class RuleSettings(Proxy):
         self,
         inner_optimizer: keras.optimizers.Optimizer,
         rule: LossScale,
+        on_skip: str,
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(inner_optimizer, name=name, **kwargs)
         self._loop = Loop()
         self._scaler = Scaler(rule, self)
+        self._schedules = Schedules(inner_optimizer, self._scaler, on_skip)
         # Checkpoints of TensorFlow know variables by the attributes that hold them.
         self.step_counter: keras.Variable = self._scaler.state["clean_steps"]
         self.dynamic_scale = self._scaler.scale
@@ -39,6 +43,20 @@ class RuleSettings(Proxy):
     def scaling(self) -> LossScale:
         """The scaling rule, a frozen config."""
         return self._scaler.rule
+
+    @property
+    def on_skip(self) -> str:
+        """What a skipped step does to learning-rate schedules: hold or advance them."""
+        return self._schedules.on_skip
+
+    @property
+    def learning_rate(self) -> Any:
+        """The inner optimizer's learning rate, of the next update."""
+        return self._schedules.learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self.inner_optimizer.learning_rate = value
 
     @property
     def initial_scale(self) -> float:

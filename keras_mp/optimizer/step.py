@@ -33,6 +33,7 @@ class Step:
             their own.
         by_variable: What counts overflows by variable, or None.
         spikes: The `Spikes` that may skip a finite step too, or None.
+        schedules: The `Schedules` of the inner optimizer.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Step:
         wire_dtype,
         by_variable,
         spikes,
+        schedules,
     ):
         self._scaler = scaler
         self._inner = inner
@@ -62,6 +64,7 @@ class Step:
         self._plan = fused.Plan(inner, self._scale, gradients, variables)
         self._overflows = Overflows(scaler, variables, by_variable)
         self._spikes = spikes
+        self._schedules = schedules
         self._loss = spikes.noted() if spikes and self._window is None else None
 
     def run(self):
@@ -180,6 +183,7 @@ class Step:
     def _update(self, devices, gradients, finite=None):
         """Update on each replica, unless ``finite`` is given and false."""
         with (
+            self._schedules.in_update(),
             private.optimizers.update_only(self._inner),
             self._plan.in_effect(finite),
         ):

@@ -26,6 +26,40 @@ def learning_rate_schedule(optimizer):
     return schedule if is_schedule else None
 
 
+@contextlib.contextmanager
+def schedules_moved_on(optimizer, steps, moved_on=True):
+    """Call the schedules of ``optimizer`` and its parts with a larger number of steps.
+
+    Keras's public ``learning_rate`` is what is used in an update, and calls a schedule
+    with the optimizer's own count.
+
+    Args:
+        optimizer: A Keras optimizer.
+        steps: ``steps()`` returns how many more, a scalar int tensor; it is called
+            where the schedule is, on each replica.
+        moved_on: False to change nothing.
+    """
+    parts = updating_parts(optimizer) if moved_on else []
+    pairs = [(part, learning_rate_schedule(part)) for part in parts]
+    with attributes.attributes_for_now(
+        (part, {"_learning_rate": _MovedOn(schedule, steps)})
+        for part, schedule in pairs
+        if schedule is not None
+    ):
+        yield
+
+
+class _MovedOn(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that is called with more steps than were made."""
+
+    def __init__(self, schedule, steps):
+        self._schedule, self._steps = schedule, steps
+
+    def __call__(self, step):
+        step = keras.ops.convert_to_tensor(step)
+        return self._schedule(step + keras.ops.cast(self._steps(), step.dtype))
+
+
 def names_in_checkpoint(path):
     """Return the names of the variables in the `tf.train.Checkpoint` at ``path``.
 
