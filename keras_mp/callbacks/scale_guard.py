@@ -11,9 +11,14 @@ from keras_mp.diagnosis import diagnose
 from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.scaling.base import checked_choice, checked_count, checked_number
 
-_ACTIONS = ("warn", "stop", "lower_learning_rate")
+_ACTIONS = ("warn", "stop", "raise", "lower_learning_rate")
 
-_COLLAPSED, _OVER_BUDGET = "collapsed", "over budget"
+_COLLAPSED, _OVER_BUDGET, _IN_A_ROW = "collapsed", "over budget", "in a row"
+
+_ADVICE = (
+    "Look for a learning rate that diverges, for inf or NaN in the data, or for a "
+    "layer that needs float32."
+)
 
 _SCHEDULE = (
     "ScaleGuard(action='lower_learning_rate') cannot lower the learning rate of "
@@ -23,28 +28,36 @@ _SCHEDULE = (
 
 
 class ScaleGuard(keras.callbacks.Callback):
-    """Warns, stops or lowers the learning rate when loss scaling has gone wrong.
+    """Warns, stops, raises or lowers the learning rate when loss scaling goes wrong.
 
-    Two things can be wrong: the scale has *collapsed*, fallen to its floor, where
-    gradients too small for float16 vanish; or *too many steps are skipped*, more than a
-    share of the last ``window`` steps. It looks at both once ``window`` steps are done,
-    so that a first scale that is too large may fall. In bfloat16 there is no scale to
-    collapse.
+    Three things can be wrong: the scale has *collapsed*, fallen to its floor, where
+    gradients too small for float16 vanish; *too many steps are skipped*, more than a
+    share of the last ``window`` steps; or, if asked, *too many in a row*. It looks at
+    the first two once ``window`` steps are done, so that a first scale that is too
+    large may fall. In bfloat16 there is no scale to collapse.
 
     It acts once, and again only after what was wrong has been right in between; but a
     learning rate is lowered again after each further ``window`` steps of which too many
-    are skipped. Every action comes with a warning that states the numbers. Under a
-    strategy all workers do the same, because they count the same.
+    are skipped. Every action comes with a message that states the numbers: a warning,
+    or the RuntimeError of ``"raise"``. Under a strategy all workers do the same,
+    because they count the same.
 
     It reads ``optimizer.stats()`` ten times in ``window`` steps, and waits for the
-    device then. Like any callback with a method for batches, it has Keras fetch the
-    logs after each step, or after each ``steps_per_execution`` of them.
+    device then; with ``max_in_row``, also when a row may have become so long, which is
+    once in ``max_in_row`` steps while none is skipped. Like any callback with a method
+    for batches, it has Keras fetch the logs after each step, or after each
+    ``steps_per_execution`` of them.
 
     Args:
-        action: ``"warn"``; ``"stop"``, which ends ``fit``; or
-            ``"lower_learning_rate"``, which multiplies it by ``factor``.
+        action: ``"warn"``; ``"stop"``, which ends ``fit``; ``"raise"``, which ends it
+            with a RuntimeError; or ``"lower_learning_rate"``, which multiplies it by
+            ``factor``.
         max_skipped: Share of the last ``window`` steps that may be skipped, between 0
             and 1.
+        max_in_row: None; or how many steps may be skipped in a row, from the first step
+            on: the search for a first scale may skip 15, from 2**15 to 1. A longer row
+            is noticed in its first step too many, or at the end of its execution of
+            ``steps_per_execution``.
         min_scale: The scale counts as collapsed at this number and below, if it began
             above. Defaults to the ``min_scale`` of the optimizer's rule.
         window: How many steps are looked at, 10 or more. With
@@ -57,6 +70,7 @@ class ScaleGuard(keras.callbacks.Callback):
         TypeError: A number is none.
         ValueError: An argument is out of its range. In ``fit``: the learning rate that
             is to be lowered follows a schedule.
+        RuntimeError: In ``fit``, with ``"raise"``: loss scaling has gone wrong.
 
     Example:
 
@@ -74,6 +88,7 @@ class ScaleGuard(keras.callbacks.Callback):
         action: str = "warn",
         *,
         max_skipped: float = 0.1,
+        max_in_row: int | None = None,
         min_scale: float | None = None,
         window: int = 200,
         factor: float = 0.5,
@@ -84,6 +99,9 @@ class ScaleGuard(keras.callbacks.Callback):
         self.max_skipped: float = checked_number(
             "ScaleGuard", "max_skipped", max_skipped, below=1.0
         )
+        if max_in_row is not None:
+            max_in_row = checked_count("ScaleGuard", "max_in_row", max_in_row)
+        self.max_in_row: int | None = max_in_row
         if min_scale is not None:
             min_scale = checked_number("ScaleGuard", "min_scale", min_scale)
         self.min_scale: float | None = min_scale
@@ -105,6 +123,7 @@ class ScaleGuard(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.incidents = []
         self._steps = self._read_at = 0
+        self._longest_row = 0
         self._watched = [
             (each, _Window(self.window, each.stats())) for each in _scaled(self.model)
         ]
@@ -128,8 +147,15 @@ class ScaleGuard(keras.callbacks.Callback):
         # Under steps_per_execution, `batch` is the last of several.
         self._steps = self._epoch_start + batch + 1
         every = self.window // 10
-        if self._steps // every > self._read_at // every:
+        if self._steps // every > self._read_at // every or self._row_may_be_long():
             self._look()
+
+    def _row_may_be_long(self) -> bool:
+        """Return whether a row of skipped steps may be too long by now."""
+        if self.max_in_row is None:
+            return False
+        row = self._longest_row + self._steps - self._read_at
+        return row > self.max_in_row
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._read_at < self._steps:
@@ -137,20 +163,27 @@ class ScaleGuard(keras.callbacks.Callback):
 
     def _look(self) -> None:
         self._read_at = self._steps
+        self._longest_row = 0
         for optimizer, window in self._watched:
             reading = window.add(optimizer.stats())
-            if reading is None:
-                continue
+            self._longest_row = max(self._longest_row, reading.in_a_row)
             wrong = self._wrong(optimizer, reading)
             lowers = self.action == "lower_learning_rate"
-            if wrong - window.known or (lowers and _OVER_BUDGET in wrong):
-                self._act(optimizer, reading)
-                window.begin_again()
+            acts = wrong - window.known or (lowers and _OVER_BUDGET in wrong)
+            if not reading.is_full:  # the rest is not known anew
+                wrong |= window.known - {_IN_A_ROW}
             window.known = wrong
+            if acts:
+                window.begin_again()
+                self._act(optimizer, reading)
 
     def _wrong(self, optimizer: LossScaleOptimizer, reading: "_Reading") -> set[str]:
         """Return what is wrong, as a set of names."""
         wrong = set()
+        if self.max_in_row is not None and reading.in_a_row > self.max_in_row:
+            wrong.add(_IN_A_ROW)
+        if not reading.is_full:
+            return wrong
         if reading.skipped > self.max_skipped * reading.steps:
             wrong.add(_OVER_BUDGET)
         if _has_collapsed(optimizer, reading.scale, self._floor(optimizer)):
@@ -172,11 +205,42 @@ class ScaleGuard(keras.callbacks.Callback):
             done = f"The learning rate falls from {old:g} to {self.factor * old:g}."
         else:
             done = ""
-        message = _message(
-            optimizer, reading, self._floor(optimizer), done, self._diagnosis()
+        said = [self._skipped(reading), self._scale(optimizer, reading.scale), done]
+        said += [_ADVICE, self._diagnosis()]
+        message = f"ScaleGuard: optimizer '{optimizer.name}' " + " ".join(
+            filter(None, said)
         )
         self.incidents.append(message)
+        if self.action == "raise":
+            raise RuntimeError(message)
         warnings.warn(message, stacklevel=2)
+
+    def _skipped(self, reading: "_Reading") -> str:
+        """Return how many steps were skipped."""
+        if self.max_in_row is not None and reading.in_a_row > self.max_in_row:
+            spikes = " or were spikes" if reading.spikes else ""
+            return (
+                f"skipped the last {reading.in_a_row} steps in a row, whose gradients "
+                f"were not finite{spikes}."
+            )
+        share = 100 * reading.skipped / reading.steps
+        spikes = f"; {reading.spikes} of them were spikes" if reading.spikes else ""
+        return (
+            f"skipped {reading.skipped} of the last {reading.steps} steps "
+            f"({share:.3g}%), whose gradients were not finite{spikes}."
+        )
+
+    def _scale(self, optimizer: LossScaleOptimizer, scale: float) -> str:
+        """Return what the scale is, if there is one."""
+        if optimizer.scaling.only_checks:
+            return ""
+        floor = self._floor(optimizer)
+        if not _has_collapsed(optimizer, scale, floor):
+            return f"The loss scale is {scale:g}."
+        return (
+            f"The loss scale is {scale:g}, at its floor of {floor:g}: no smaller one "
+            "can help, and gradients below 6e-8 vanish in float16."
+        )
 
     def _diagnosis(self) -> str:
         """Return the report on the batch, or how to get one."""
@@ -189,11 +253,22 @@ class ScaleGuard(keras.callbacks.Callback):
 
 
 class _Reading(NamedTuple):
-    """The last steps: how many, how many skipped, spikes of those, and the scale."""
+    """The last steps, and what is now.
+
+    Attributes:
+        steps: How many steps.
+        skipped: How many of them were skipped.
+        spikes: How many of those as spikes.
+        is_full: Whether ``steps`` is a whole window.
+        in_a_row: How many of the very last steps were skipped, one after the other.
+        scale: The loss scale.
+    """
 
     steps: int
     skipped: int
     spikes: int
+    is_full: bool
+    in_a_row: int
     scale: float
 
 
@@ -213,22 +288,21 @@ class _Window:
         self._readings: collections.deque[dict[str, Any]] = collections.deque([stats])
         self.known: set[str] = set()
 
-    def add(self, stats: dict[str, Any]) -> _Reading | None:
-        """Return what the last steps were; None before there are ``length`` of them."""
+    def add(self, stats: dict[str, Any]) -> _Reading:
+        """Return what the last steps were."""
         readings = self._readings
         if stats["steps"] < readings[-1]["steps"]:
             readings.clear()  # an older state was loaded
         readings.append(stats)
         while len(readings) > 2 and self._steps_since(readings[1]) >= self._length:
             readings.popleft()
-        if self._steps_since(readings[0]) < self._length:
-            return None
         skipped, spikes = (
             stats.get(name, 0) - readings[0].get(name, 0)
             for name in ("skipped", "spikes")
         )
         steps = self._steps_since(readings[0])
-        return _Reading(steps, skipped, spikes, stats["scale"])
+        in_a_row, scale = stats["consecutive_skipped"], stats["scale"]
+        return _Reading(steps, skipped, spikes, steps >= self._length, in_a_row, scale)
 
     def begin_again(self) -> None:
         """Count from the last reading on."""
@@ -256,32 +330,3 @@ def _check_rate(optimizer: LossScaleOptimizer) -> None:
     if schedule is not None:
         name = type(schedule).__name__
         raise ValueError(_SCHEDULE.format(name=optimizer.name, schedule=name))
-
-
-def _message(
-    optimizer: LossScaleOptimizer,
-    reading: _Reading,
-    floor: float,
-    done: str,
-    diagnosis: str,
-) -> str:
-    """Return the numbers, what they mean, what was done, and where to look."""
-    share = 100 * reading.skipped / reading.steps
-    text = (
-        f"ScaleGuard: optimizer '{optimizer.name}' skipped {reading.skipped} of the "
-        f"last {reading.steps} steps ({share:.3g}%), whose gradients were not finite"
-    )
-    text += f"; {reading.spikes} of them were spikes." if reading.spikes else "."
-    if not optimizer.scaling.only_checks:
-        text += f" The loss scale is {reading.scale:g}"
-        if _has_collapsed(optimizer, reading.scale, floor):
-            text += (
-                f", at its floor of {floor:g}: no smaller one can help, and gradients "
-                "below 6e-8 vanish in float16"
-            )
-        text += "."
-    advice = (
-        "Look for a learning rate that diverges, for inf or NaN in the data, or for a "
-        "layer that needs float32."
-    )
-    return " ".join(filter(None, [text, done, advice, diagnosis]))

@@ -113,6 +113,51 @@ def test_each_optimizer_of_a_gan_has_a_window_of_its_own():
     assert f"'{gan.first_optimizer.name}'" in message
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"steps_per_execution": 2}, {"run_eagerly": True}], ids=str
+)
+def test_a_row_of_skipped_steps_is_noticed_as_it_becomes_too_long(options):
+    # From the 7th step on, before there is a window of steps.
+    x = rows(*[True] * 2, *[False] * 3, True, *[False] * 6, *[True] * 20)
+    guard = ScaleGuard("stop", max_in_row=3, window=40)
+    model = compiled(**options)
+    (message,) = fit(model, x, guard)
+    assert "skipped the last 4 steps in a row, whose gradients" in message
+    assert steps_of(model) == 10
+
+
+def test_each_row_is_acted_on_once():
+    row = [*[False] * 5, *[True] * 7]
+    guard = ScaleGuard(max_skipped=0.99, max_in_row=3, window=10)
+    messages = fit(compiled(), rows(*row * 3), guard, epochs=2)
+    rows_ = [each for each in messages if "skipped the last 4 steps" in each]
+    assert len(rows_) == 6
+
+
+def test_rows_within_the_budget_are_left_alone():
+    x = rows(*[step % 5 > 2 for step in range(100)])  # three of five are skipped
+    rule = scaling.StaticLossScale(8.0)
+    guard = ScaleGuard("raise", max_skipped=0.9, max_in_row=3)
+    assert fit(compiled(scaling=rule), x, guard) == []
+
+
+def test_a_row_that_goes_on_is_told_beside_the_budget():
+    model = compiled(optimizer=keras.optimizers.SGD(0.5))
+    guard = ScaleGuard("lower_learning_rate", max_in_row=3, window=10)
+    first, *others = fit(model, rows(*[False] * 34), guard)
+    assert "falls from 0.5 to 0.25" in first
+    assert len(others) == 3  # steps 14, 24 and 34, by the share of skipped steps
+
+
+def test_a_row_of_spikes_is_named_so():
+    rule = keras_mp.SpikeRule(window=8)
+    model = compiled("float32", keras.optimizers.SGD(0.0), skip_spikes=rule)
+    x = np.random.default_rng(0).normal(1.0, 0.1, size=(20, 1)).astype("float32")
+    x[12:] = 1e3
+    (message,) = fit(model, x, ScaleGuard("stop", max_in_row=2))
+    assert "the last 3 steps in a row" in message and "or were spikes" in message
+
+
 def test_spikes_are_skipped_steps_too():
     rule = keras_mp.SpikeRule(window=8)
     model = compiled("float32", keras.optimizers.SGD(0.0), skip_spikes=rule)
@@ -132,6 +177,14 @@ def test_stop_ends_the_fit():
     (message,) = fit(model, EVERY_FOURTH, ScaleGuard("stop", window=10), epochs=3)
     # Keras looks at `stop_training` after each step.
     assert steps_of(model) == 10 and "Training stops." in message
+
+
+def test_raise_ends_the_fit_with_what_is_wrong():
+    model, guard = compiled(), ScaleGuard("raise", window=10)
+    with pytest.raises(RuntimeError, match="skipped 3 of the last 10 steps") as error:
+        fit(model, EVERY_FOURTH, guard)
+    assert guard.incidents == [str(error.value)]
+    assert steps_of(model) == 10
 
 
 def test_the_learning_rate_falls_once_a_window():
@@ -177,12 +230,13 @@ def test_a_batch_is_diagnosed():
 # What it leaves alone.
 
 
-@pytest.mark.parametrize("action", ["warn", "stop", "lower_learning_rate"])
+@pytest.mark.parametrize("action", ["warn", "stop", "raise", "lower_learning_rate"])
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_a_healthy_run_is_the_same_with_it(policy, action):
     guarded, plain = compiled(policy), compiled(policy)
     x = np.random.default_rng(0).normal(size=(100, 1)).astype("float32")
-    assert fit(guarded, x, ScaleGuard(action, window=10), epochs=2) == []
+    guard = ScaleGuard(action, window=10, max_in_row=1)
+    assert fit(guarded, x, guard, epochs=2) == []
     fit(plain, x, epochs=2)
     assert steps_of(guarded) == 200
     for a, b in zip(guarded.get_weights(), plain.get_weights(), strict=True):
@@ -241,9 +295,12 @@ def test_a_model_without_our_optimizer_is_told_so():
 # What it costs.
 
 
-@pytest.mark.parametrize(("steps", "looks"), [(1, 10), (5, 8)])
-def test_it_reads_the_device_ten_times_a_window(monkeypatch, steps, looks):
-    guard, looked = ScaleGuard(window=40), []
+@pytest.mark.parametrize(
+    ("steps", "looks", "arguments"),
+    [(1, 10, {}), (5, 8, {}), (1, 10, {"max_in_row": 20}), (1, 20, {"max_in_row": 1})],
+)
+def test_it_reads_the_device_ten_times_a_window(monkeypatch, steps, looks, arguments):
+    guard, looked = ScaleGuard(window=40, **arguments), []
     look = guard._look
     monkeypatch.setattr(guard, "_look", lambda: (looked.append(1), look()))
     assert fit(compiled(steps_per_execution=steps), GOOD, guard) == []
@@ -253,10 +310,12 @@ def test_it_reads_the_device_ten_times_a_window(monkeypatch, steps, looks):
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"action": "shout"}, ValueError, "'warn' or 'stop' or 'lower_learning_rate'"),
+        ({"action": "shout"}, ValueError, "'warn' or 'stop' or 'raise' or 'lower"),
         ({"max_skipped": 0}, ValueError, "above 0 and below 1"),
         ({"max_skipped": 1.5}, ValueError, "above 0 and below 1"),
         ({"max_skipped": "few"}, TypeError, "Got a str"),
+        ({"max_in_row": 0}, ValueError, "max_in_row"),
+        ({"max_in_row": 2.5}, TypeError, "whole number"),
         ({"min_scale": -1.0}, ValueError, "above 0"),
         ({"window": 9}, ValueError, "10 or more"),
         ({"window": 20.5}, TypeError, "whole number"),
