@@ -1,6 +1,6 @@
 """The optimizer that a model needs: scaled, guarded, or as it is."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import keras
@@ -150,8 +150,15 @@ def _with_scale(model, optimizer, rule):
         rule = scaling.DynamicLossScale()
     if not optimizer.scaling.only_checks or rule in (None, optimizer.scaling):
         return optimizer
+    return with_rule(optimizer, rule)
+
+
+def with_rule(optimizer: LossScaleOptimizer, rule: LossScale) -> LossScaleOptimizer:
+    """Return one like ``optimizer`` around the same inner one, with another rule."""
+    rules = ("scaling", "initial_scale", "dynamic_growth_steps")
+    config = {k: v for k, v in optimizer.get_config().items() if k not in rules}
     inner = {"inner_optimizer": optimizer.inner_optimizer, "scaling": rule}
-    return type(optimizer)(**optimizer.get_config() | inner)
+    return type(optimizer)(**config | inner)
 
 
 def _needed_rule(model, optimizer, guard):
@@ -163,17 +170,17 @@ def _needed_rule(model, optimizer, guard):
         return None
     if needs_loss_scaling(model):
         return scaling.DynamicLossScale()
-    if guard or _computes_in(model, dtypes.LOW_PRECISION):
+    if guard or computes_in(model, dtypes.LOW_PRECISION):
         return scaling.StaticLossScale(optimizer.loss_scale_factor or 1.0)
     return None
 
 
 def needs_loss_scaling(model: keras.Model) -> bool:
     """Return whether any layer of ``model`` computes in float16."""
-    return _computes_in(model, ("float16",))
+    return computes_in(model, ("float16",))
 
 
-def _computes_in(model, names):
+def computes_in(model: keras.Model, names: Collection[str]) -> bool:
     """Return whether any layer of ``model`` computes in one of the dtypes ``names``."""
     return any(
         layer.compute_dtype in names

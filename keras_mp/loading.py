@@ -12,8 +12,10 @@ from keras_mp import (
     guards,
     heads,
     policies,
+    private,
     saved_files,
     training,
+    under_policy,
 )
 from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.protection import protect
@@ -22,7 +24,12 @@ from keras_mp.speed import execution
 _POLICIES = {"DTypePolicy", "FloatDTypePolicy", "Policy"}
 
 
-def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    policy: keras.DTypePolicy | str | None = None,
+    **kwargs: Any,
+) -> keras.Model:
     """Load a ``.keras`` file as `keras.saving.load_model` does, ready to train on.
 
     Keras alone restores policies with their rules, float32 islands, the scaling rule,
@@ -45,6 +52,11 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
 
     Args:
         path: Path of the ``.keras`` file.
+        policy: None for the saved policy; or a dtype policy, its name or ``"auto"``:
+            the model is put under it, all layers as by `keras_mp.convert`. Weights,
+            moments and ``iterations`` stay what they were, and so do counters. A
+            `LossScaleOptimizer` is added or taken away as `keras_mp.compile` would;
+            from one policy in float16 to another the rule and the scale stay.
         **kwargs: Keyword arguments of `keras.saving.load_model`, such as
             ``custom_objects`` and ``compile``.
 
@@ -52,26 +64,32 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
         The model, compiled if it was saved so.
 
     Raises:
-        ValueError: There is no such file; it is damaged or of another kind; it was
-            saved by a newer Keras and this one cannot load it; or a rule of a saved
-            `Policy` is a class that is not registered.
+        ValueError: There is no such file, or no such ``policy``; the file is damaged or
+            of another kind; it was saved by a newer Keras and this one cannot load it;
+            a rule of a saved `Policy` is a class that is not registered; or the saved
+            variables would have to be rounded for ``policy``.
         TypeError: ``path`` is no path, or the model needs another class that is not
             registered.
 
     Example:
 
     >>> model = keras_mp.load_model("model.keras")
+    >>> model = keras_mp.load_model("model.keras", policy="mixed_bfloat16")
     """
+    target = None if policy is None else policies.get(policy)
+    unknown = None if target is None else policies.FLOAT32
     objects = kwargs.get("custom_objects")
     with (
         _whole(path),
-        _saved_policy(path, objects),
+        _saved_policy(path, objects, unknown),
         policies.own_code_guarded(),
     ):
         model = keras.saving.load_model(path, **kwargs)
-    training.make_safe(model)
     if type(getattr(model, "optimizer", None)) is keras.optimizers.LossScaleOptimizer:
         guarded.replace_keras_scaler(model)
+    if target is not None:
+        under_policy.put_under(model, target)
+    training.make_safe(model)
     optimizer = getattr(model, "optimizer", None)
     if isinstance(optimizer, LossScaleOptimizer):
         protect(model, optimizer)
@@ -80,6 +98,7 @@ def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
         execution.run_in_graph(model)
         heads.keep_in_float32(model)
         guards.fall_back(model)
+        private.trainer.keep_bare_when_loaded(model)
     return model
 
 
@@ -145,15 +164,17 @@ def _whole(path):
 
 
 @contextlib.contextmanager
-def _saved_policy(path, custom_objects):
-    """Create layers in the block under the policy of the saved model, if known."""
-    saved = _policy_config(saved_files.config_of(path))
-    if saved is None:
-        yield
-        return
-    with keras.saving.custom_object_scope(custom_objects or {}):
-        policy = keras.dtype_policies.deserialize(saved)
-    with policies.policy_scope(policy):
+def _saved_policy(path, custom_objects, unknown):
+    """Create layers in the block under the policy of the saved model.
+
+    If the file does not tell it, under ``unknown``, or the global policy if that is
+    None.
+    """
+    policy, saved = unknown, _policy_config(saved_files.config_of(path))
+    if saved is not None:
+        with keras.saving.custom_object_scope(custom_objects or {}):
+            policy = keras.dtype_policies.deserialize(saved)
+    with policies.policy_scope(policy or keras.config.dtype_policy()):
         yield
 
 

@@ -126,6 +126,7 @@ def compile(
         if not optimizers:
             optimizers = _chosen(model, rule, settings, wrapped)
         heads.keep_in_float32(model)
+        private.trainer.keep_bare_when_loaded(model)
     for optimizer in optimizers:
         distribute.prepare_steps(model, optimizer)
     execution.run_in_graph(model)

@@ -159,6 +159,14 @@ ROOMS = {
         "policies",
         "private",
     },
+    "under_policy": {
+        "conversion",
+        "dtypes",
+        "guarded",
+        "optimizer",
+        "private",
+        "scaling",
+    },
     "loading": {
         "distribute",
         "guarded",
@@ -166,10 +174,12 @@ ROOMS = {
         "heads",
         "optimizer",
         "policies",
+        "private",
         "protection",
         "saved_files",
         "speed",
         "training",
+        "under_policy",
     },
     "flight": {"diagnosis", "private", "recording", "saved_files"},
     "callbacks": {

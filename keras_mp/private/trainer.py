@@ -31,6 +31,22 @@ def exchange_optimizer(model, old, new):
     model._compile_config.config["optimizer"] = new
 
 
+def keep_bare_when_loaded(model):
+    """Have the saved ``model`` be loaded with a bare optimizer, if it has one.
+
+    Keras compiles a loaded model again, and wraps its optimizer if mixed_float16 is
+    global by then. The moments in the file are not those of a wrapped one, and are left
+    out. ``compile`` has an argument against it, which Keras does not save.
+
+    Not for a model with code of the user's own: what that creates without a dtype is
+    not in the file and gets the policy that is global then, which may need a scale.
+    """
+    own = any(map(layers.has_own_call, layers.walk(model)))
+    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    if type(model).compile is keras.Model.compile and not (own or scaled):
+        model._compile_config.config["auto_scale_loss"] = False
+
+
 def forget_dtypes(model):
     """Have ``model`` act on the policies of its layers as they are now.
 
