@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from keras_mp import private
@@ -93,3 +94,16 @@ def test_run_steps_with_gets_a_function_that_takes_lists_of_batches():
     batch = (tf.ones((2, 4)), tf.ones((2, 1)))
     assert set(functions[0]([batch])) == {"loss"}
     assert model.optimizer.iterations == 4
+
+
+@pytest.mark.parametrize("loss", ["mse", ["mse", "mae"], {"a": "mse", "b": "mae"}])
+def test_losses_are_made_from_targets_by_name_and_count_nothing(loss):
+    x = keras.Input((2,))
+    model = keras.Model(x, [keras.layers.Dense(1, name=name)(x) for name in "ab"])
+    model.compile(loss=loss)
+    y = {"a": np.ones((3, 1)), "b": np.ones((3, 1))}
+    found = private.trainer.compiled_losses(model, y, model(np.ones((3, 2))))
+    assert [name for name, _ in found] == ["a", "b"]
+    means = [each for each in model.metrics if isinstance(each, keras.metrics.Mean)]
+    assert [float(each.count) for each in means] == [0.0] * len(means)
+    assert model.train_on_batch(np.ones((3, 2)), y)[0] > 0
