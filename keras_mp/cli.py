@@ -155,7 +155,8 @@ def _add_diagnose(commands: Any) -> None:
         "--data",
         metavar="FILE.npz",
         required=True,
-        help="arrays x, y and maybe sample_weight",
+        help="arrays x, y and maybe sample_weight; or x_NAME for each input, y_NAME "
+        "and maybe sample_weight_NAME for each output",
     )
     parser.add_argument(
         "--batch-size",

@@ -13,8 +13,11 @@ import json
 import pathlib
 import textwrap
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import keras
+from keras import ops
 
 from keras_mp import data_files, flight, hardware, model_files, processes
 from keras_mp.compare import custom, picture, report, runner, tasks, worker
@@ -156,15 +159,15 @@ def diagnose(arguments: argparse.Namespace) -> int:
     model = model_files.load(
         path, path, "diagnose it", "keras_mp.diagnose", _load_as_saved
     )
-    arrays = data_files.read(arguments.data, called, ["sample_weight"])
-    for name in arrays:
-        data_files.check_same_samples(called, "x", name, arrays)
-    batch = {name: array[: arguments.batch_size] for name, array in arrays.items()}
+    arrays = data_files.read_batch(arguments.data, called, _names_of_arrays(model))
+    batch = keras.tree.map_structure(lambda each: each[: arguments.batch_size], arrays)
     loss = None
     if arguments.loss or not model.compiled:
-        loss = custom.loss_of(arguments.loss, path)
+        loss = _of_each_output(custom.loss_of(arguments.loss, path))
     try:
-        found = diagnose_model(model, **batch, scale=arguments.scale, loss=loss)
+        found = diagnose_model(
+            model, **_as_taken(model, batch), scale=arguments.scale, loss=loss
+        )
     except Exception as error:
         called = f"{path} {called}"
         x, y = batch["x"], batch["y"]
@@ -173,6 +176,53 @@ def diagnose(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         _write_picture(found, arguments.plot)
     return int(bool(found.culprits))
+
+
+def _names_of_arrays(model: keras.Model) -> dict[str, list[str]]:
+    """Return the names that the arrays of each part of a batch may have.
+
+    Those of the inputs and outputs of a Functional model. Outputs that are a dict have
+    its keys as names. Other models have no names.
+    """
+    inputs, outputs = [], []
+    if hasattr(model, "output_names"):
+        inputs = [each.name for each in model.inputs]
+        is_dict = isinstance(model.output, dict)
+        outputs = list(model.output if is_dict else model.output_names)
+    return {"x": inputs, "y": outputs, "sample_weight": outputs}
+
+
+def _as_taken(model: keras.Model, batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch with each dict of arrays in the structure that Keras takes.
+
+    Keras refuses dicts of weights where outputs are a list.
+    """
+
+    def packed(part: str, arrays: Any) -> Any:
+        if not isinstance(arrays, dict):
+            return arrays
+        structure = model.input if part == "x" else model.output
+        if isinstance(structure, dict):
+            return arrays
+        return keras.tree.pack_sequence_as(structure, list(arrays.values()))
+
+    return {part: packed(part, arrays) for part, arrays in batch.items()}
+
+
+def _of_each_output(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what a loss is for outputs in any structure, as after `keras_mp.compile`.
+
+    The sum of the means over the outputs, in float32.
+    """
+
+    def total(y: Any, y_pred: Any) -> Any:
+        y_pred = keras.tree.map_structure(
+            lambda each: ops.cast(each, "float32"), y_pred
+        )
+        pairs = zip(keras.tree.flatten(y), keras.tree.flatten(y_pred), strict=True)
+        return sum(ops.mean(loss(*pair)) for pair in pairs)
+
+    return total
 
 
 def _write_picture(found: Diagnosis, path: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from keras_mp.saved_files import DAMAGE
 from keras_mp.terminal import UserError, explain
 
 SAVE_DATA = 'write it with np.savez("data.npz", x=x, y=y)'
+SAVE_NAMED = (
+    'write it with np.savez("data.npz", **arrays), a dict of the arrays by these names'
+)
 
 
 def read(path: str, called: str, together: Sequence[str] = ()) -> dict[str, np.ndarray]:
@@ -29,10 +32,46 @@ def read(path: str, called: str, together: Sequence[str] = ()) -> dict[str, np.n
         UserError: The file cannot be read, an array is missing, empty or no numbers, or
             the numbers of samples differ.
     """
-    arrays = _arrays(path, called, together)
-    for name, array in arrays.items():
-        _check(called, name, array)
-    return {name: _narrowed(array) for name, array in arrays.items()}
+    return _arrays(path, called, lambda names: _wanted(called, names, together))
+
+
+def read_batch(
+    path: str, called: str, parts: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Return the arrays of a batch, one for each part or one for each of its names.
+
+    Floats become float32. The part ``x`` with the names ``a`` and ``b`` is the array
+    ``x`` of the file, or a dict of the arrays ``x_a`` and ``x_b`` by ``a`` and ``b``.
+    Other arrays are not read.
+
+    Args:
+        path: The file.
+        called: What the user typed, for messages.
+        parts: ``"x"``, ``"y"`` and ``"sample_weight"``, which may be missing in the
+            file; for each the names of its arrays, as far as there are any.
+
+    Raises:
+        UserError: As for `read`; or an array has a name that is not known.
+    """
+
+    def wanted(found: list[str]) -> list[str]:
+        return [
+            array
+            for part, names in parts.items()
+            for array in _wanted_of(called, part, names, found)
+        ]
+
+    arrays = _arrays(path, called, wanted)
+    first = next(iter(arrays))
+    for name in arrays:
+        check_same_samples(called, first, name, arrays)
+    batch: dict[str, Any] = {}
+    for part, names in parts.items():
+        if part in arrays:
+            batch[part] = arrays[part]
+        elif any(f"{part}_{name}" in arrays for name in names):
+            batch[part] = {name: arrays[f"{part}_{name}"] for name in names}
+    return batch
 
 
 def check_same_samples(called: str, first: str, second: str, arrays: dict) -> None:
@@ -47,7 +86,10 @@ def check_same_samples(called: str, first: str, second: str, arrays: dict) -> No
         )
 
 
-def _arrays(path: str, called: str, together: Sequence[str]) -> dict[str, np.ndarray]:
+def _arrays(
+    path: str, called: str, wanted: Callable[[list[str]], list[str]]
+) -> dict[str, np.ndarray]:
+    """Return the arrays that ``wanted`` names, given the names in the file; checked."""
     if not os.path.isfile(path):
         raise explain(called, "an .npz file", "no such file", "check the path")
     if not zipfile.is_zipfile(path):
@@ -56,8 +98,8 @@ def _arrays(path: str, called: str, together: Sequence[str]) -> dict[str, np.nda
         )
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            wanted = _wanted(called, archive.files, together)
-            return {name: _array(called, name, archive) for name in wanted}
+            names = wanted(archive.files)
+            arrays = {name: _array(called, name, archive) for name in names}
     except DAMAGE as error:
         raise explain(
             called,
@@ -65,6 +107,9 @@ def _arrays(path: str, called: str, together: Sequence[str]) -> dict[str, np.nda
             f"a damaged file ({type(error).__name__}: {' '.join(str(error).split())})",
             f"take another copy of it, or {SAVE_DATA}",
         ) from None
+    for name, array in arrays.items():
+        _check(called, name, array)
+    return {name: _narrowed(array) for name, array in arrays.items()}
 
 
 def _wanted(called: str, names: list[str], together: Sequence[str]) -> list[str]:
@@ -82,6 +127,38 @@ def _wanted(called: str, names: list[str], together: Sequence[str]) -> list[str]
             SAVE_DATA + (both if set(missing) & set(together) else ""),
         )
     return wanted
+
+
+def _wanted_of(
+    called: str, part: str, names: Sequence[str], found: list[str]
+) -> list[str]:
+    """Return the names of the arrays of a part; raise UserError if they do not fit."""
+    named = [f"{part}_{name}" for name in names]
+    given = [each for each in found if each.startswith(f"{part}_")]
+    if part in found and not set(named) & set(given):
+        return [part]
+    if part not in found and set(named) == set(given) and named:
+        return named
+    if part not in found and not given and part == "sample_weight":
+        return []
+    raise explain(
+        called,
+        f"the array {part}" + (f", or instead {', '.join(named)}" if named else ""),
+        f"{', '.join(found) or 'no array'}: {_fault(part, named, given, found)}",
+        SAVE_NAMED if named else SAVE_DATA,
+    )
+
+
+def _fault(part: str, named: list[str], given: list[str], found: list[str]) -> str:
+    """Return what is wrong with the arrays of a part."""
+    if part in found:
+        both = [each for each in given if each in named]
+        return f"{part} and {', '.join(both)} are not for one batch"
+    if not named or not given:
+        return f"{part} missing"
+    faults = [f"{each} missing" for each in named if each not in given]
+    faults += [f"{each} unknown" for each in given if each not in named]
+    return ", ".join(faults)
 
 
 def _array(called: str, name: str, archive: Any) -> np.ndarray:

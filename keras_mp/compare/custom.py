@@ -142,12 +142,13 @@ def loss_of(name: str | None, called: str) -> Any:
 def does_not_fit(
     called: str, model: keras.Model, x: Any, y: Any, error: Exception
 ) -> UserError:
-    """Return the error for arrays that a model or its loss cannot take."""
+    """Return the error for arrays, or dicts of them, that a model or its loss refuses."""
+    got_x, got_y = keras.tree.map_structure(np.shape, (x, y))
     return explain(
         called,
         "x and y of the shapes that the model and its loss take: "
         f"input {_shape(model, 'input')}, output {_shape(model, 'output')}",
-        f"x {x.shape}, y {y.shape}: {model_files.on_one_line(error)}",
+        f"x {got_x}, y {got_y}: {model_files.on_one_line(error)}",
         "reshape the arrays, or choose another --loss",
     )
 

@@ -80,6 +80,102 @@ def test_a_picture(capsys, tmp_path, data):
         assert f"--plot {refused}" in capsys.readouterr().err
 
 
+# Several inputs and outputs: their names in the structures of a model.
+
+STRUCTURES = {
+    "lists": (["left", "right"], ["one", "other"]),
+    "dicts": ({"left": "left", "right": "right"}, {"other": "other", "one": "one"}),
+    "nested": ([["left"], "right"], ["one", "other"]),
+}
+INPUTS = {"left": X[:, :2], "right": X[:, 2:]}
+SEVERAL = {f"x_{name}": each for name, each in INPUTS.items()}
+SEVERAL |= {"y_one": Y, "y_other": 300 * Y}
+
+
+def several(path, structure, compiled=True):
+    """Save a model of two inputs and outputs; return it and its path."""
+    inputs_in, outputs_in = STRUCTURES[structure]
+    with keras_mp.policy_scope("mixed_float16"):
+        inputs = {name: keras.Input((2,), name=name) for name in ("right", "left")}
+        hidden = layers.Dense(8, name="hidden")(
+            layers.Concatenate()(list(inputs.values()))
+        )
+        outputs = {n: layers.Dense(1, name=n)(hidden) for n in ("one", "other")}
+        model = keras.Model(
+            keras.tree.map_structure(inputs.get, inputs_in),
+            keras.tree.map_structure(outputs.get, outputs_in),
+            name="net",
+        )
+    if compiled:
+        keras_mp.compile(model, "sgd", "mse")
+    model.save(path)
+    return model, str(path)
+
+
+def expected_loss(model, structure, weights=1.0):
+    """Return the loss of a model of two outputs, of which "one" is the first."""
+    x = keras.tree.map_structure(INPUTS.get, STRUCTURES[structure][0])
+    outputs = [np.asarray(each, "float32") for each in keras.tree.flatten(model(x))]
+    targets = SEVERAL["y_one"], SEVERAL["y_other"]
+    pairs = zip(outputs, targets, strict=True)
+    loss = sum(np.mean(weights * (output - y)[:, 0] ** 2) for output, y in pairs)
+    # A prediction of another batch size may differ by a rounding of float16.
+    return pytest.approx(loss, rel=2**-10)
+
+
+def loss_of(capsys, data, path, arrays, *options):
+    """Return the loss that is printed for all samples of ``arrays``."""
+    np.savez(data, **arrays)
+    options = ["--batch-size", "40", "--scale", "8", "--json", *options]
+    assert cli.main(["diagnose", path, "--data", str(data), *options]) == 0
+    return json.loads(capsys.readouterr().out)["loss"]
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_several_arrays_by_their_names(capsys, tmp_path, structure):
+    model, path = several(tmp_path / "model.keras", structure)
+    data, weights = tmp_path / "data.npz", np.linspace(0.0, 1.0, 40)
+    found = loss_of(capsys, data, path, SEVERAL)
+    assert found == expected_loss(model, structure)
+    for names in (["sample_weight"], ["sample_weight_one", "sample_weight_other"]):
+        arrays = {**SEVERAL, **dict.fromkeys(names, weights)}
+        found = loss_of(capsys, data, path, arrays)
+        assert found == expected_loss(model, structure, weights)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_named_loss_is_that_of_each_output_in_float32(capsys, tmp_path, structure):
+    model, path = several(tmp_path / "model.keras", structure, compiled=False)
+    found = loss_of(capsys, tmp_path / "data.npz", path, SEVERAL, "--loss", "mse")
+    assert found == expected_loss(model, structure)
+
+
+def test_an_input_of_several_is_named(capsys, tmp_path):
+    _, path = several(tmp_path / "model.keras", "lists")
+    right = INPUTS["right"].copy()
+    right[3] = np.nan
+    np.savez(tmp_path / "data.npz", **{**SEVERAL, "x_right": right})
+    assert cli.main(["diagnose", path, "--data", str(tmp_path / "data.npz")]) == 1
+    assert "right, input (input): nan; row 3 holds NaN" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arrays, expected",
+    [
+        ({"x": X, "y_one": Y, "y_other": Y}, "x (32, 4), y {"),
+        ({"x_left": X, "x_right": X, "y": Y}, "'right': (32, 4)}, y (32, 1): "),
+        ({**SEVERAL, "y_third": Y}, "y_third unknown"),
+        ({**SEVERAL, "y_other": Y[:9]}, "40 in x_left and 9 in y_other"),
+    ],
+)
+def test_several_arrays_that_do_not_fit(capsys, tmp_path, arrays, expected):
+    _, path = several(tmp_path / "model.keras", "lists")
+    np.savez(tmp_path / "data.npz", **arrays)
+    assert cli.main(["diagnose", path, "--data", str(tmp_path / "data.npz")]) == 2
+    message = capsys.readouterr().err
+    assert expected in message and "Traceback" not in message
+
+
 @pytest.mark.parametrize(
     "arrays, expected",
     [
