@@ -142,7 +142,7 @@ def loss_of(name: str | None, called: str) -> Any:
 def does_not_fit(
     called: str, model: keras.Model, x: Any, y: Any, error: Exception
 ) -> UserError:
-    """Return the error for arrays, or dicts of them, that a model or its loss refuses."""
+    """Return the error for arrays, in any structure, that a model cannot take."""
     got_x, got_y = keras.tree.map_structure(np.shape, (x, y))
     return explain(
         called,
