@@ -81,7 +81,7 @@ def diagnose(
         layers_of(case.record),
         scale,
         case.safe_scale,
-        underflow(case.record, case.exact) if case.exact else 0.0,
+        underflow(case.record, case.exact),
         policy,
         verdict,
         case.record.loss,

@@ -75,7 +75,8 @@ class Diagnosis:
         largest_safe_scale: The largest power of two at which no gradient overflows;
             None where there is none.
         underflow: The share of gradients of layers in low precision that are not 0 in
-            float32 and become 0 at the scale.
+            float32 and become 0 at the scale; None where the loss is not finite, and
+            with it no gradient.
         suggested_policy: The `Policy` with the fewest float32 rules under which the
             batch is clean; None if no rule can help or none is needed.
         verdict: What to do, in one sentence.
@@ -92,7 +93,7 @@ class Diagnosis:
     layers: tuple[LayerNumbers, ...]
     scale: float
     largest_safe_scale: float | None
-    underflow: float
+    underflow: float | None
     suggested_policy: keras.DTypePolicy | None
     verdict: str
     loss: float
@@ -195,13 +196,20 @@ def _worst(tensors: list[Tensor | None]) -> Error | None:
     return max(errors, key=lambda error: error.relative, default=None)
 
 
-def underflow(record: Record, exact: Record) -> float:
+def underflow(record: Record, exact: Record | None) -> float | None:
     """Return the share of gradients that a loss scale leaves too small for their layer.
 
     Args:
         record: The record of a batch at the scale, a power of two.
-        exact: Its record in float32, at the loss scale 1.
+        exact: Its record in float32, at the loss scale 1; None if ``record`` is one.
+
+    Returns:
+        The share; None if the loss is not finite, which tells nothing of gradients.
     """
+    if not math.isfinite(record.loss):
+        return None
+    if exact is None:
+        return 0.0
     forms = {call.path: FORMATS.get(call.dtype) for call in record.calls}
     lost = there = 0.0
     for call in exact.calls:

@@ -48,9 +48,15 @@ def _head(diagnosis: Diagnosis) -> str:
         ("loss", f"{diagnosis.loss:.6g}"),
         ("loss scale", tables.scale(diagnosis.scale)),
         ("largest safe scale", largest),
-        ("lost to underflow", f"{diagnosis.underflow:.2%} of the gradients"),
+        ("lost to underflow", _lost(diagnosis)),
     ]
     return tables.aligned(rows, numbers=False)
+
+
+def _lost(diagnosis: Diagnosis) -> str:
+    if diagnosis.underflow is None:
+        return "unknown, because the loss is not finite"
+    return f"{diagnosis.underflow:.2%} of the gradients"
 
 
 def _room(bits: float) -> str:

@@ -1,5 +1,7 @@
 """A diagnosis in a terminal: lines that fit, layers as a tree, culprits marked."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -52,6 +54,19 @@ def test_layers_are_a_tree_with_culprits_marked():
 def test_scales_can_be_copied(scale, shown):
     lines = str(diagnosis_of(["first"], scale=scale)).splitlines()
     assert lines[1].split() == ["loss", "scale", shown]
+
+
+def test_what_is_lost_to_underflow():
+    def shown(found):
+        return str(found).splitlines()[3].removeprefix("lost to underflow").strip()
+
+    assert shown(diagnosis_of(["first"], scale=8.0)) == "0.00% of the gradients"
+    found = diagnosis_of(["first"], scale=2.0**-30)
+    assert shown(found) == f"{found.underflow:.2%} of the gradients"
+    assert found.underflow > 0.9
+    overflowed = diagnosis_of(["first"], 1e6)
+    assert shown(overflowed) == "unknown, because the loss is not finite"
+    assert json.loads(overflowed.to_json())["underflow"] is None
 
 
 @pytest.mark.parametrize(
