@@ -16,9 +16,10 @@ _MESSAGE = (
     "largest number is {largest:.3g}, and {dtype} ends at {end:.3g}. {advice}"
 )
 _OUTPUT = (
-    "If it grows on, it becomes inf, and the loss NaN. Lower the learning rate or "
-    "normalize what the layer reads, or have it compute in float32: "
-    "keras_mp.Policy('mixed_{dtype}', float32=['{layer}'])."
+    "If it grows on, it becomes inf, and the loss NaN. Lower the learning rate, "
+    "normalize what the layer reads, or train under mixed_bfloat16, which has the "
+    "range of float32. A float32 rule has to match the layer and those that read its "
+    "numbers."
 )
 _GRADIENT = (
     "If it grows on, steps are skipped. {scale}Lower the learning rate, or clip "
@@ -58,12 +59,9 @@ class Trends:
         for path, reading in _sound(layers.items(), "output"):
             most = self._fallen(path, step, reading.dtype, reading.headroom)
             if most:
-                advice = _OUTPUT.format(
-                    dtype=reading.dtype, layer=path.partition("/")[2] or path
-                )
                 largest = reading.output.largest
                 now = reading.headroom
-                yield _message(path, reading, largest, most, now, step, advice)
+                yield _message(path, reading, largest, most, now, step, _OUTPUT)
         spare = 0.0 if static else math.log2(scale)
         for path, reading in _sound(reversed(layers.items()), "gradient"):
             now = reading.gradient_headroom + spare

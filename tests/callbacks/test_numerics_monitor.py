@@ -211,11 +211,33 @@ def test_outputs_that_grow_are_warned_of_once_by_the_name_of_their_layer():
     (message,) = messages(model, [monitor, Growing(model.get_layer("ffn_1"))])
     assert message.startswith("NumericsMonitor: headroom of net/ffn_1 fell from 16 to")
     assert "float16 ends at 6.55e+04" in message
-    assert "keras_mp.Policy('mixed_float16', float32=['ffn_1'])" in message
+    assert "has to match the layer and those that read its numbers." in message
     warned = next(
         each for each in monitor.history if each.layers["net/ffn_1"].headroom < 3
     )
     assert f"in {warned.step - 1} steps" in message
+
+
+@pytest.mark.parametrize(
+    "policy, helps",
+    [
+        (keras_mp.Policy("mixed_float16", ["ffn"]), False),
+        (keras_mp.Policy("mixed_float16", ["sum"]), False),
+        (keras_mp.Policy("mixed_float16", ["ffn", "drop"]), True),
+        ("mixed_bfloat16", True),
+    ],
+)
+def test_what_the_advice_for_outputs_says_of_policies(policy, helps):
+    inputs = keras.Input((8,))
+    ffn = keras.layers.Dense(8, kernel_initializer="orthogonal", name="ffn")
+    hidden = keras.layers.Dropout(0.1, name="drop")(ffn(inputs))
+    hidden = keras.layers.Add(name="sum")([inputs, hidden])
+    outputs = keras.layers.LayerNormalization(name="norm")(hidden)
+    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(outputs))
+    keras_mp.compile(model, keras.optimizers.SGD(0.0), "mse", policy=policy)
+    monitor = NumericsMonitor(1)
+    messages(model, [monitor, Growing(ffn)], epochs=12)
+    assert math.isfinite(monitor.history[-1].loss) == helps
 
 
 def test_gradients_that_grow_are_warned_of_under_a_static_scale():
