@@ -10,6 +10,7 @@ from keras_mp.guarded import wrap_optimizer
 from keras_mp.lint import Finding, lint
 from keras_mp.loading import load_model
 from keras_mp.memory import MemoryReport, memory_report
+from keras_mp.model_saving import save_model
 from keras_mp.ops import float32
 from keras_mp.optimizer import LossScaleOptimizer, SpikeRule
 from keras_mp.placement import Placement, PlacementReport
@@ -45,6 +46,7 @@ __all__ = [
     "plot",
     "policy_scope",
     "replay",
+    "save_model",
     "scaling",
     "set_policy",
     "wrap_optimizer",

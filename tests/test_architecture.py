@@ -193,6 +193,7 @@ ROOMS = {
         "scaling",
     },
     "export": {"dtypes", "float32_model", "private"},
+    "model_saving": {"dtypes", "export", "loading", "private"},
     "memory": {
         "hardware",
         "kinds",
@@ -216,6 +217,7 @@ ROOMS = {
         "lists",
         "loading",
         "memory",
+        "model_saving",
         "ops",
         "optimizer",
         "plot",
