@@ -4,6 +4,7 @@ from keras_mp.callbacks.flight_recorder import FlightRecorder
 from keras_mp.callbacks.numerics_monitor import NumericsMonitor
 from keras_mp.callbacks.overflow import Overflow
 from keras_mp.callbacks.overflow_monitor import OverflowMonitor
+from keras_mp.callbacks.retry_skipped import RetrySkipped
 from keras_mp.callbacks.scale_guard import ScaleGuard
 from keras_mp.callbacks.scaler_stats import ScalerStats
 from keras_mp.callbacks.shadow_check import ShadowCheck
@@ -13,6 +14,7 @@ __all__ = [
     "NumericsMonitor",
     "Overflow",
     "OverflowMonitor",
+    "RetrySkipped",
     "ScaleGuard",
     "ScalerStats",
     "ShadowCheck",

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_mp import private
+from keras_mp.callbacks.skips import optimizers_of
 from keras_mp.diagnosis import diagnose
 from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.scaling.base import checked_choice, checked_count, checked_number
@@ -125,7 +126,9 @@ class ScaleGuard(keras.callbacks.Callback):
         self._steps = self._read_at = 0
         self._longest_row = 0
         self._watched = [
-            (each, _Window(self.window, each.stats())) for each in _scaled(self.model)
+            (each, _Window(self.window, each.stats()))
+            for each in optimizers_of(self.model)
+            if isinstance(each, LossScaleOptimizer)
         ]
         if not self._watched:
             warnings.warn(
@@ -311,13 +314,6 @@ class _Window:
 
     def _steps_since(self, reading: dict[str, Any]) -> int:
         return self._readings[-1]["steps"] - reading["steps"]
-
-
-def _scaled(model: keras.Model) -> list[LossScaleOptimizer]:
-    """Return the optimizers that ``model`` holds and that skip steps, each once."""
-    values = [getattr(model, "optimizer", None), *vars(model).values()]
-    found = [each for each in values if isinstance(each, LossScaleOptimizer)]
-    return list({id(each): each for each in found}.values())
 
 
 def _has_collapsed(optimizer: LossScaleOptimizer, scale: float, floor: float) -> bool:

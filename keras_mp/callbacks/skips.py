@@ -135,6 +135,13 @@ def _increases(
     return {path: counts for path, counts in rises.items() if any(counts)}
 
 
+def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """Return the optimizers that ``model`` holds, each once."""
+    values = [getattr(model, "optimizer", None), *vars(model).values()]
+    found = [each for each in values if isinstance(each, keras.optimizers.Optimizer)]
+    return list({id(each): each for each in found}.values())
+
+
 def has_scale(model: keras.Model) -> bool:
     """Return whether the optimizer of ``model`` skips steps."""
     return isinstance(getattr(model, "optimizer", None), LossScaleOptimizer)

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from keras_mp import private
-from keras_mp.recording.step import Batch
+from keras_mp.recording.step import Batch, metrics_kept
 from keras_mp.wrapping import wrap_once
 
 _FEED = "_keras_mp_feed"
@@ -38,7 +38,8 @@ class BatchCallback(keras.callbacks.Callback):
         """Take the batch of a step that was not made yet.
 
         Args:
-            step: The number of the step in this ``fit``, from 1.
+            step: The number of the step in this ``fit``, from 1. A batch that is
+                trained on `again` has a step for each time.
             data: The batch as the step gets it; under a strategy each of its tensors
                 holds one for each replica. `share` returns that of one replica.
         """
@@ -51,6 +52,13 @@ class BatchCallback(keras.callbacks.Callback):
             data: As of `before_step`.
             logs: What the ``train_step`` returned: a dict of tensors, as a rule.
         """
+
+    def again(self) -> bool:
+        """Return whether to train on the batch of the last step once more.
+
+        Metrics and logs count a batch once, the first time.
+        """
+        return False
 
 
 def share(model: keras.Model, data: Any) -> Batch:
@@ -185,6 +193,13 @@ class _Feed:
         return executed(self._model, iterator, step)
 
     def _step(self, function: Callable, data: Any) -> Any:
+        logs = self._once(function, data)
+        while any([listener.again() for listener in self._listeners]):
+            with metrics_kept(self._model):
+                self._once(function, data)
+        return logs
+
+    def _once(self, function: Callable, data: Any) -> Any:
         self._steps += 1
         for listener in self._listeners:
             listener.before_step(self._steps, data)

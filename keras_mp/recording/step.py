@@ -140,30 +140,38 @@ def unchanged(model: keras.Model) -> Iterator[None]:
     Weights too, which some layers assign; and every replica's copies, which may
     differ. Values are kept by reference, not copied.
     """
-    copies = _copies_of(model)
-    values = list(map(tf.convert_to_tensor, copies))
+    variables = [*model.trainable_variables, *private.layers.state_of(model)]
+    variables += model.metrics_variables
+    variables += private.draws.global_seed()
     layers = private.layers.walk(model)
     changes = [
         change for each in layers for change in private.attributes.losses_apart(each)
     ]
-    with private.attributes.attributes_for_now(changes):
-        try:
-            yield
-        finally:
-            for copy, value in zip(copies, values, strict=True):
-                if not _equal(value, tf.convert_to_tensor(copy)):
-                    copy.assign(value)
+    with private.attributes.attributes_for_now(changes), _kept(model, variables):
+        yield
 
 
-def _copies_of(model: keras.Model) -> list[Any]:
-    """Return all variables that a step of ``model`` may change, of each replica here.
+@contextlib.contextmanager
+def metrics_kept(model: keras.Model) -> Iterator[None]:
+    """Put back the metrics of ``model``, and nothing else that a step changes."""
+    with _kept(model, model.metrics_variables):
+        yield
+
+
+@contextlib.contextmanager
+def _kept(model: keras.Model, variables: list[keras.Variable]) -> Iterator[None]:
+    """Put back the values of ``variables``, of each replica of this machine.
 
     Each by itself: to read them as one would have other machines wait.
     """
-    variables = [*model.trainable_variables, *private.layers.state_of(model)]
-    variables += model.metrics_variables
-    variables += private.draws.global_seed()
-    return [copy for variable in variables for copy in _on_replicas(model, variable)]
+    copies = [copy for each in variables for copy in _on_replicas(model, each)]
+    values = list(map(tf.convert_to_tensor, copies))
+    try:
+        yield
+    finally:
+        for copy, value in zip(copies, values, strict=True):
+            if not _equal(value, tf.convert_to_tensor(copy)):
+                copy.assign(value)
 
 
 def _on_replicas(model: keras.Model, variable: keras.Variable) -> tuple[Any, ...]:
