@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_mp import policies, private, tables
-from keras_mp.diagnosis import causes
+from keras_mp.diagnosis import causes, masks
 from keras_mp.diagnosis.causes import Cause
 from keras_mp.diagnosis.culprit import Culprit
 from keras_mp.recording import FORMATS, Batch, LayerCall, Measures, Record, Tensor
@@ -200,34 +199,18 @@ def _before_cast(record: Record, index: int, tensor: Tensor) -> Tensor | None:
 def _mask_in_code(case: Case, path: str, tensor: Tensor) -> tuple[str, str] | None:
     """Return evidence and fix if the code of a layer holds too large a number."""
     form = FORMATS.get(tensor.dtype)
-    layer = next(each for each, place in located(case.model) if place == path)
-    if form is None or not tensor.measures.nans + tensor.measures.infs:
+    if form is None or tensor.finite:
         return None
-    numbers = [n for n in _constants(layer) if form.largest < abs(n) < math.inf]
-    if not numbers or private.layers.is_code_of_keras(type(layer).call):
+    layer = next(each for each, place in located(case.model) if place == path)
+    number = masks.number_in_code(layer, form.largest)
+    if number is None:
         return None
     return (
-        f"its code holds {-abs(numbers[0]):g}, a mask value that is infinite in "
+        f"its code holds {-abs(number):g}, a mask value that is infinite in "
         f"{form.name}, which ends at {form.largest:,.0f}: {_share(tensor.measures)}",
         f"Mask with a number inside of the range, such as {-form.largest / 2:g}, or "
         "with a bool mask and keras.ops.where",
     )
-
-
-def _constants(layer: Any) -> Iterator[float]:
-    """Yield the numbers in the code and the attributes of a layer and its classes."""
-    classes = [
-        each
-        for each in type(layer).__mro__
-        if each is not object and not private.layers.is_code_of_keras(each)
-    ]
-    values = [value for each in classes for value in vars(each).values()]
-    codes = [value.__code__ for value in values if inspect.isfunction(value)]
-    for code in codes:
-        codes += [each for each in code.co_consts if inspect.iscode(each)]
-        yield from (each for each in code.co_consts if isinstance(each, float))
-    values += vars(layer).values()
-    yield from (each for each in values if isinstance(each, float))
 
 
 # Losses.

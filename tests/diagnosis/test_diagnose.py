@@ -282,42 +282,6 @@ def check_suggestion(fault, diagnosis):
         assert culprits_under([each for each in rules if each != rule])
 
 
-class InCode(layers.Layer):
-    def call(self, x):
-        return ops.softmax(ops.cast(x > 9, x.dtype) * -1e9)
-
-
-class OfTheClass(layers.Layer):
-    masked = -1e9
-
-    def call(self, x):
-        return ops.softmax(ops.cast(x > 9, x.dtype) * self.masked)
-
-
-class OfABaseClass(OfTheClass):
-    pass
-
-
-class OfTheLayer(OfTheClass):
-    masked = 0.0
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.masked = -1e9
-
-
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
-@pytest.mark.parametrize("kind", [InCode, OfTheClass, OfABaseClass, OfTheLayer])
-def test_a_mask_value_is_found_in_code_and_in_attributes(kind):
-    with keras_mp.policy_scope("mixed_float16"):
-        hidden = [dense("first"), kind(name="masked"), dense("head", 1, None)]
-        model = compiled(keras.Sequential([keras.Input((16,)), *hidden], name="net"))
-    (culprit,) = keras_mp.diagnose(model, *batch(16)).culprits
-    assert culprit.layer == "net/masked"
-    assert "its code holds -1e+09, a mask value" in culprit.evidence
-    assert "-32752" in culprit.fix
-
-
 def test_losses_of_several_outputs_and_of_layers():
     class Added(layers.Layer):
         def call(self, x):
