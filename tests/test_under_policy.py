@@ -52,6 +52,7 @@ def sequential():
 
 def trained(make, policy, **kwargs):
     """Return a model that is three steps from new, of which one overflowed."""
+    keras.utils.set_random_seed(0)
     with keras_mp.policy_scope(policy):
         model = make()
         kwargs = {"run_eagerly": True, **kwargs}  # spares the seconds of a trace

@@ -1,6 +1,9 @@
-"""The variables of `LossScaleOptimizer` in a checkpoint, which Keras's class can read.
+"""The variables of `LossScaleOptimizer` in a checkpoint, and those of others.
 
-Keras's variables are under Keras's keys, ours under their names.
+Keras's variables are under Keras's keys, ours under their names. In a file of weights
+Keras's class leaves out the scale, because of the names beside it, and reads the inner
+optimizer's variables, which are there a second time. A `tf.train.Checkpoint` it reads
+in whole.
 """
 
 import functools

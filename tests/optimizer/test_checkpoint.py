@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from support.updates import DIRECT, RULES, assert_same, gradients, values, variables
 
 import keras_mp
@@ -117,6 +118,75 @@ def test_model_file_of_either_class_resumes(way, tmp_path):
     # The same arithmetic in two graphs: within one rounding of float32.
     for a, b in zip(model.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def scaled_model(cls):
+    """Return a model with a scaler of ``cls``, which backs off and grows soon."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    optimizer = cls(
+        keras.optimizers.Adam(0.1), initial_scale=64.0, dynamic_growth_steps=3
+    )
+    model.compile(optimizer, "mse", run_eagerly=True)
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+def train(model, factors):
+    """Train a step for each factor of the data; return the scale after each."""
+    x, y = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
+    scales = []
+    for factor in factors:
+        model.train_on_batch(x * np.float32(factor), y)
+        scales.append(float(model.optimizer.dynamic_scale))
+    return scales
+
+
+def through_file(saved, fresh, path):
+    saved.save_weights(path / "m.weights.h5")
+    fresh.load_weights(path / "m.weights.h5")
+
+
+def through_checkpoint(saved, fresh, path):
+    written = tf.train.Checkpoint(model=saved, optimizer=saved.optimizer)
+    written.write(str(path / "m"))
+    read = tf.train.Checkpoint(model=fresh, optimizer=fresh.optimizer)
+    read.read(str(path / "m")).expect_partial()
+
+
+@pytest.mark.parametrize("way", [through_file, through_checkpoint])
+def test_what_keras_has_begun_goes_on_to_the_bit(way, tmp_path):
+    """State, and the scales of the next steps: the window of growth is half full."""
+    theirs = scaled_model(keras.optimizers.LossScaleOptimizer)
+    assert train(theirs, [1, 1e30, 1, 1]) == [64.0, 32.0, 32.0, 32.0]
+    ours = scaled_model(keras_mp.LossScaleOptimizer)
+    way(theirs, ours, tmp_path)
+    assert_same(values(ours.variables), values(theirs.variables))
+    assert_same(
+        values(ours.optimizer.variables[:4] + ours.optimizer.inner_optimizer.variables),
+        values(theirs.optimizer.variables),
+    )
+    assert int(ours.optimizer.iterations) == 3
+    rest = [1, 1, 1, 1, 1e30, 1]
+    assert train(ours, rest) == train(theirs, rest)
+    for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        # Weights of about 1, in six updates that round in another order.
+        np.testing.assert_allclose(a, b, atol=6 * 2**-23)
+
+
+def test_what_keras_has_begun_goes_on_from_a_model_file(tmp_path):
+    theirs = scaled_model(keras.optimizers.LossScaleOptimizer)
+    train(theirs, [1, 1e30, 1, 1])
+    theirs.save(tmp_path / "m.keras")
+    ours = keras_mp.load_model(tmp_path / "m.keras")
+    assert type(ours.optimizer) is keras_mp.LossScaleOptimizer
+    assert ours.optimizer.scaling.growth_interval == 3
+    assert_same(
+        values(ours.optimizer.variables[:4] + ours.optimizer.inner_optimizer.variables),
+        values(theirs.optimizer.variables),
+    )
+    rest = [1, 1, 1, 1, 1e30, 1]
+    assert train(ours, rest) == train(theirs, rest)
 
 
 @DIRECT
