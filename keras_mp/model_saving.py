@@ -50,8 +50,10 @@ class Saved(NamedTuple):
         else:
             text += (
                 f"Weights moved by up to {self.error:.1e} of the largest one of their "
-                f"variable, in '{self.variable}'; {self.zeroed:,} became 0."
+                f"variable, in '{self.variable}'."
             )
+        if self.zeroed:
+            text += f" Of weights that were not 0, {self.zeroed:,} became 0."
         if self.difference is not None:
             text += f" Predictions moved by up to {self.difference:.1e} of the largest."
         return text

@@ -120,6 +120,41 @@ def test_7_policy_subclass_survives_save_and_load(own, tmp_path):
     assert loaded.layers[0].dtype_policy.rules == ("head",)
 
 
+def trained(own, policy):
+    """Return a model under ``policy`` after one step of Adam."""
+    with keras_mp.policy_scope(policy):
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    compile_model(own, model, "adam", run_eagerly=True)
+    model.train_on_batch(X, Y)
+    return model
+
+
+def state(optimizer):
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return [variable.numpy().tolist() for variable in optimizer.variables]
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:Skipping variable loading")
+def test_8_moments_survive_while_mixed_float16_is_global(own, tmp_path):
+    model = trained(own, "float32")
+    model.save(tmp_path / "model.keras")
+    with keras_mp.policy_scope("mixed_float16"):
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert state(loaded.optimizer) == state(model.optimizer)
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:Skipping variable loading")
+def test_8_scaler_survives_while_float32_is_global(own, tmp_path):
+    model = trained(False, "mixed_float16")
+    model.save(tmp_path / "model.keras")
+    load = keras_mp.load_model if own else keras.saving.load_model
+    loaded = load(tmp_path / "model.keras")
+    assert isinstance(loaded.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert state(loaded.optimizer) == state(model.optimizer)
+
+
 @BOTH
 @pytest.mark.parametrize("rule", ["sequential/out", "functional/out"])
 def test_9_rule_with_a_model_name_holds_before_and_after_loading(own, rule, tmp_path):

@@ -169,6 +169,7 @@ def test_weights_that_are_not_finite_stay_so_and_zeros_are_counted(tmp_path):
     path = tmp_path / "m.keras"
     saved = keras_mp.save_model(model, path, weights_dtype="float16")
     assert (saved.error, saved.zeroed) == (1.0, 1)
+    assert "not 0, 1 became 0" in str(saved)
     loaded = keras.saving.load_model(path).layers[0].kernel.numpy()
     np.testing.assert_array_equal(loaded, [[np.inf], [np.nan], [0.0], [0.0]])
 

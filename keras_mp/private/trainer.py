@@ -41,9 +41,10 @@ def keep_bare_when_loaded(model):
     Not for a model with code of the user's own: what that creates without a dtype is
     not in the file and gets the policy that is global then, which may need a scale.
     """
+    keras_compiled = model.compiled and type(model).compile is keras.Model.compile
     own = any(map(layers.has_own_call, layers.walk(model)))
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-    if type(model).compile is keras.Model.compile and not (own or scaled):
+    if keras_compiled and not (own or scaled):
         model._compile_config.config["auto_scale_loss"] = False
 
 
