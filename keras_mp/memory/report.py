@@ -129,10 +129,12 @@ def memory_report(
     ``TF_CUDNN_WORKSPACE_LIMIT_IN_MB=1`` in the environment: without it cuDNN tries its
     algorithms in the first step, and the peak was 1.5 to 2.4 times as high.
 
-    Not counted: the data set and its pipeline, metrics, and what XLA (``jit_compile``,
-    Keras's default on a GPU) saves or adds. Under a ``tf.distribute`` strategy the
-    prediction is for one replica, without communication buffers. Of the branches of a
-    condition only the one with the most operations is counted.
+    Not counted: the data set and its pipeline, metrics, code that is loaded (40 MB for
+    XLA, which updates large variables of some optimizers), and what XLA
+    (``jit_compile``, Keras's default on a GPU) saves or adds to a step.
+    Under a ``tf.distribute`` strategy the prediction is for one replica, without
+    communication buffers. Of the branches of a condition only the one with the most
+    operations is counted.
 
     Args:
         model: A Keras model, compiled or not. A model of your own class must be

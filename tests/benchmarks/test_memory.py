@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from benchmarks import memory
 from keras_mp.processes import alone
@@ -23,6 +24,18 @@ def grow():
     return memory.growth(
         lambda: np.ones(2 * SIZE, "int8"), lambda: np.ones(SIZE, "int8")
     )
+
+
+@needs_proc
+def test_the_code_of_xla_is_no_growth():
+    assert alone(compile_something) < 2**24  # a program alone takes 1 to 3 MB
+
+
+def compile_something():
+    def compiled():
+        tf.function(lambda x: x * x, jit_compile=True, autograph=False)(tf.ones([4]))
+
+    return memory.growth(lambda: tf.matmul(tf.ones([4, 4]), tf.ones([4, 4])), compiled)
 
 
 @needs_proc

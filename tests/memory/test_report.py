@@ -116,13 +116,11 @@ LONG = [
 # Beyond the tolerance at least once, or nearly, in MB, with TensorFlow 2.21, two cores.
 MISSED = {
     ("wide", "float32", "adam", 4096): "520 to 643 measured, 516 predicted",
-    ("wide", "mixed_bfloat16", "sgd", 1024): "222 to 252 measured, 188 predicted",
-    ("wide", "mixed_bfloat16", "sgd", 4096): "416 to 423 measured, 350 predicted",
-    ("convnet", "mixed_bfloat16", "adam", 64): "261 measured, 210 predicted",
+    ("convnet", "mixed_bfloat16", "adam", 64): "119 to 121 measured, 144 predicted",
     ("convnet", "mixed_bfloat16", "adam", 128): "390 measured, 452 predicted",
-    ("convnet", "mixed_float16", "adam", 16): "91 measured, 79 predicted",
-    ("transformer", "mixed_bfloat16", "sgd", 64): "494 measured, 591 predicted",
-    ("transformer", "mixed_float16", "adam", 4): "143 measured, 106 predicted",
+    ("convnet", "mixed_float16", "adam", 16): "86 to 91 measured, 64 predicted",
+    ("transformer", "mixed_bfloat16", "sgd", 64): "494 to 554 measured, 605 predicted",
+    ("transformer", "mixed_float16", "adam", 4): "143 to 153 measured, 107 predicted",
 }
 
 
