@@ -15,6 +15,7 @@ from keras_mp.ops import float32
 from keras_mp.optimizer import LossScaleOptimizer, SpikeRule
 from keras_mp.placement import Placement, PlacementReport
 from keras_mp.policies import Policy, policy_scope, set_policy
+from keras_mp.resuming import load_training_state, save_training_state
 from keras_mp.training import compile
 from keras_mp.version import __version__
 
@@ -41,12 +42,14 @@ __all__ = [
     "layers",
     "lint",
     "load_model",
+    "load_training_state",
     "memory_report",
     "ops",
     "plot",
     "policy_scope",
     "replay",
     "save_model",
+    "save_training_state",
     "scaling",
     "set_policy",
     "wrap_optimizer",

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_mp import distribute, dtypes, private, scaling
+from keras_mp import distribute, dtypes, private, resuming, scaling
 from keras_mp.optimizer import (
     LossScaleOptimizer,
     SpikeRule,
@@ -111,6 +111,7 @@ def wrap_optimizer(
         optimizer = wrapped(model, optimizer, rule, settings)
     distribute.prepare_steps(model, optimizer)
     execution.run_in_graph(model)
+    resuming.attach(model)
     return optimizer
 
 

@@ -13,6 +13,7 @@ from keras_mp import (
     heads,
     policies,
     private,
+    resuming,
     saved_files,
     training,
     under_policy,
@@ -99,6 +100,8 @@ def load_model(
         heads.keep_in_float32(model)
         guards.fall_back(model)
         private.trainer.keep_bare_when_loaded(model)
+    resuming.attach(model)
+    resuming.restore_from(path, model)
     return model
 
 

@@ -18,6 +18,7 @@ from keras_mp import (
     input_warnings,
     policies,
     private,
+    resuming,
 )
 from keras_mp.optimizer import SpikeRule
 from keras_mp.scaling import LossScale
@@ -130,6 +131,7 @@ def compile(
     for optimizer in optimizers:
         distribute.prepare_steps(model, optimizer)
     execution.run_in_graph(model)
+    resuming.attach(model)
     guards.fall_back(model)
     if calibrates:
         calibration.calibrate_first_step(model)

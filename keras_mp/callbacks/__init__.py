@@ -1,5 +1,6 @@
 """Callbacks that show what low precision does while a model trains, and act on it."""
 
+from keras_mp.callbacks.backup_and_restore import BackupAndRestore
 from keras_mp.callbacks.flight_recorder import FlightRecorder
 from keras_mp.callbacks.numerics_monitor import NumericsMonitor
 from keras_mp.callbacks.overflow import Overflow
@@ -10,6 +11,7 @@ from keras_mp.callbacks.scaler_stats import ScalerStats
 from keras_mp.callbacks.shadow_check import ShadowCheck
 
 __all__ = [
+    "BackupAndRestore",
     "FlightRecorder",
     "NumericsMonitor",
     "Overflow",

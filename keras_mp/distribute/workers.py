@@ -14,7 +14,7 @@ def smallest_over_workers(model, value):
         value: A float, which may be infinite.
     """
     strategy = private.trainer.strategy_of(model)
-    if strategy is None or not _has_others(strategy):
+    if is_alone(model):
         return value
     import tensorflow as tf
 
@@ -25,8 +25,12 @@ def smallest_over_workers(model, value):
         return float(tf.reduce_min(strategy.gather(values, axis=0)))
 
 
-def _has_others(strategy):
-    return strategy.num_replicas_in_sync > len(strategy.extended.worker_devices)
+def is_alone(model):
+    """Return whether this machine has all replicas of ``model``."""
+    strategy = private.trainer.strategy_of(model)
+    return strategy is None or (
+        strategy.num_replicas_in_sync == len(strategy.extended.worker_devices)
+    )
 
 
 def replicas_of(model):

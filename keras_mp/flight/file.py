@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import pathlib
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_mp import archives
 from keras_mp.diagnosis import Culprit
 from keras_mp.flight import structure
 from keras_mp.recording import Batch
-from keras_mp.saved_files import DAMAGE
 
 _FORMAT, _VERSION = "keras_mp.flight", 1
 
@@ -84,31 +81,6 @@ def write(flight: Flight, path: pathlib.Path) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    arrays = _arrays(flight)
-    temporary = temporary_of(path)
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: pathlib.Path) -> None:
-    with contextlib.suppress(OSError):  # of systems where no folder can be opened
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _arrays(flight: Flight) -> dict[str, Any]:
-    """Return what the file holds, by name; the JSON text as bytes."""
     form, leaves = structure.packed(flight.batch and tuple(flight.batch))
     about = flight._asdict() | {
         "format": _FORMAT,
@@ -121,12 +93,7 @@ def _arrays(flight: Flight) -> dict[str, Any]:
     arrays = {"scales": np.asarray(flight.scales, "float32")}
     arrays |= {f"leaf_{index}": leaf for index, leaf in enumerate(leaves)}
     arrays |= {f"seed_{index}": seed for index, seed in enumerate(flight.seeds)}
-    return arrays | {"about": np.frombuffer(json.dumps(about).encode(), "uint8")}
-
-
-def temporary_of(path: pathlib.Path) -> pathlib.Path:
-    """Return the name of the file that is renamed to ``path`` when it is whole."""
-    return path.with_name(f".{path.name}.tmp")
+    archives.write(path, about, arrays)
 
 
 def read(path: str | os.PathLike[str]) -> Flight:
@@ -136,18 +103,15 @@ def read(path: str | os.PathLike[str]) -> Flight:
         ValueError: There is no such file, or it holds none that can be read.
     """
     path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise _refused(path, "no such file. Check the path")
     damaged = "a file that is damaged or of another kind. Take another one"
-    if not zipfile.is_zipfile(path):
-        raise _refused(path, damaged)
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            about = json.loads(bytes(arrays["about"]))
-            is_ours = about["format"] == _FORMAT
-            is_newer = about["version"] > _VERSION
-            flight = _flight(about, arrays) if is_ours and not is_newer else None
-    except DAMAGE:
+        about, arrays = archives.read(path)
+        is_ours = about["format"] == _FORMAT
+        is_newer = about["version"] > _VERSION
+        flight = _flight(about, arrays) if is_ours and not is_newer else None
+    except FileNotFoundError:
+        raise _refused(path, "no such file. Check the path") from None
+    except (ValueError, TypeError, KeyError, IndexError):
         raise _refused(path, damaged) from None
     if flight is None:
         newer = "one of a newer version. Update keras_mp"

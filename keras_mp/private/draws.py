@@ -91,6 +91,12 @@ def global_seed() -> list[keras.Variable]:
     return [] if generator is None else [generator.state]
 
 
+def make_global_seed() -> None:
+    """Make the generator that draws where no seed was given, if there is none yet."""
+    module = sys.modules[keras.random.SeedGenerator.__module__]
+    module.global_seed_generator()
+
+
 def seeds_of(model: keras.Model) -> list[keras.Variable]:
     """Return the state of each random generator that a layer of ``model`` has.
 

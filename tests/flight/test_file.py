@@ -11,8 +11,7 @@ import pytest
 from support.flights import example
 from support.processes import Forked
 
-from keras_mp import flight
-from keras_mp.flight import file as files
+from keras_mp import archives, flight
 
 
 def test_round_trip(tmp_path):
@@ -60,7 +59,7 @@ def test_a_process_that_is_killed_leaves_no_file(tmp_path):
     process = Forked(__file__, str(path))
     process.wait()
     assert process.returncode == -signal.SIGKILL
-    assert os.listdir(tmp_path) == [files.temporary_of(path).name]
+    assert os.listdir(tmp_path) == [archives.temporary_of(path).name]
     process.close()
 
 
@@ -68,7 +67,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(archives.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         flight.write(example(), tmp_path / "flight.npz")
     assert os.listdir(tmp_path) == []
@@ -178,5 +177,5 @@ def test_no_file(tmp_path):
 if __name__ == "__main__":
     import pathlib
 
-    files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    archives.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
     flight.write(example(), pathlib.Path(sys.argv[1]))
