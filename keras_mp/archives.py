@@ -119,7 +119,9 @@ def _save(file: Any, about: Mapping[str, Any], arrays: Mapping) -> None:
         for name, array in arrays.items()
     }
     text = json.dumps({**about, _DTYPES: foreign}).encode()
-    np.savez(file, **stored, **{_TEXT: np.frombuffer(text, "u1")})
+    stored[_TEXT] = np.frombuffer(text, "u1")
+    save: Any = np.savez  # whose keywords are names, and an option of newer versions
+    save(file, **stored)
 
 
 def _load(file: Any) -> Archive:

@@ -37,9 +37,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     *The place in the data.* Arrays and `tf.data` pipelines on one device go on where
     they were, shuffled as they were. Elsewhere (`keras.utils.PyDataset`, Python code or
     random operations in the pipeline, ``steps_per_epoch``, several replicas) earlier
-    batches are drawn again and dropped. If they turn out to be others, because they are shuffled
-    without a seed, the epoch is trained again from its beginning, with a warning; data
-    of which this is known are warned of at the start.
+    batches are drawn again and dropped. If they turn out to be others, because they are
+    shuffled without a seed, the epoch is trained again from its beginning, with a
+    warning; data of which this is known are warned of at the start.
 
     Under `tf.distribute.MultiWorkerMirroredStrategy` each worker has its own backups,
     and all go on from the newest step that all have. What other callbacks remember is
@@ -254,7 +254,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _is_due(self, step: int) -> bool:
         if isinstance(self.every, datetime.timedelta):
             return time.monotonic() - self._written_at >= self.every.total_seconds()
-        if self.every == "epoch":
+        if isinstance(self.every, str):
             return step == 0 and self._since > 0
         return self._since >= self.every
 

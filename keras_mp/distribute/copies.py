@@ -21,10 +21,11 @@ def assign_copies(variable: keras.Variable, values: list[np.ndarray]) -> None:
         variable: A Keras variable.
         values: One for each replica, or one for all.
     """
-    if len(values) == 1 and number_of_copies(variable) == 1:
+    copies = _copies(variable)
+    if copies[0] is variable.value:
         variable.assign(values[0])
         return
-    copies = _copies(variable)
+    # Not by the variable itself, which would share a sum out among the replicas.
     for copy, value in zip(copies, values * (len(copies) // len(values)), strict=True):
         copy.assign(value)
 

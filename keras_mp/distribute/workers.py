@@ -1,5 +1,7 @@
 """What all machines of a strategy have to agree on, outside of a step."""
 
+from typing import Any
+
 from keras_mp import private
 
 
@@ -13,9 +15,9 @@ def smallest_over_workers(model, value):
         model: A Keras model.
         value: A float, which may be infinite.
     """
-    strategy = private.trainer.strategy_of(model)
     if is_alone(model):
         return value
+    strategy: Any = private.trainer.strategy_of(model)
     import tensorflow as tf
 
     values = strategy.experimental_distribute_values_from_function(

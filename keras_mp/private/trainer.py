@@ -186,7 +186,8 @@ def build_from(model, batches):
 def epoch_iterator_of(model):
     """Return what yields the steps of the ``fit`` that ``model`` is in, or None.
 
-    Keras has it in a local variable of ``fit`` only. None if ``fit`` is the model's own.
+    Keras has it in a local variable of ``fit`` only. A ``fit`` of the model's own has
+    none.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -208,6 +209,15 @@ def enumerate_with(epoch_iterator, wrapper):
 def new_iterator(epoch_iterator):
     """Return a new iterator over the data of ``epoch_iterator``."""
     return iter(epoch_iterator._get_iterator())
+
+
+def end_epoch_of_data(epoch_iterator):
+    """Have the data of ``epoch_iterator`` begin anew.
+
+    Its public ``reset`` also ends the loop over steps.
+    """
+    epoch_iterator._current_iterator = None
+    epoch_iterator.data_adapter.on_epoch_end()
 
 
 def element_specs(epoch_iterator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import zlib
@@ -98,7 +99,7 @@ class Batches:
         if steps is not None and found:
             return steps
         self._misplaced()
-        self._source.reset()
+        private.trainer.end_epoch_of_data(self._source)
         randomness.set_state(place.random)
         return enumerate_epoch()
 
@@ -149,10 +150,8 @@ class Batches:
 
     def _draw(self, iterator: Any) -> Any:
         """Return the last batch of the next execution; None if there is none."""
-        batch = None
-        for batch in itertools.islice(iterator, self._source.steps_per_execution):
-            pass
-        return batch
+        drawn = itertools.islice(iterator, self._source.steps_per_execution)
+        return next(iter(collections.deque(drawn, maxlen=1)), None)
 
     def checksum(self, batch: Any) -> int:
         """Return a checksum of a batch, on this machine's replicas."""

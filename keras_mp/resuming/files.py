@@ -36,10 +36,10 @@ def attach(model: keras.Model) -> None:
 
 
 def restore_from(path: str | os.PathLike[str], model: keras.Model) -> None:
-    """Give a model that was loaded what its ``.keras`` file holds besides Keras's parts.
+    """Give a model that was loaded what `attach` has put into its ``.keras`` file.
 
-    Nothing, if there is none; values that differ between replicas of which there was
-    another number are left out.
+    Nothing, if the file has no such part. If the values are of another number of
+    replicas, there is a warning, and none is restored.
     """
     content = _asset_of(path)
     if content is not None:
@@ -92,23 +92,28 @@ def load_training_state(model: keras.Model, path: str | os.PathLike[str]) -> Non
     """
     called = f"keras_mp.load_training_state(model, {os.fspath(path)!r})"
     _check_built(called, model)
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is not None and not optimizer.built:
-        with distribute.scope_of(model):
-            optimizer.build(model.trainable_variables)
     try:
         state = packing.unpacked(archives.read(path))
-        values.check_same_model(model, state)
-        values.assign(model, state)
     except archives.Damaged as error:
         raise ValueError(
             f"{called} needs a file that keras_mp.save_training_state has written. "
             f"Got one that is damaged or of another kind ({error}). Take another one."
         ) from None
+    _build_optimizer(model)
+    try:
+        values.check_same_model(model, state)
+        values.assign(model, state)
     except ValueError as error:
         raise ValueError(
             f"{called} needs a model as it was saved. Got another one: {error}."
         ) from None
+
+
+def _build_optimizer(model: keras.Model) -> None:
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and not optimizer.built:
+        with distribute.scope_of(model):
+            optimizer.build(model.trainable_variables)
 
 
 def _check_built(called: str, model: keras.Model) -> None:

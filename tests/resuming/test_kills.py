@@ -1,0 +1,112 @@
+"""Processes killed at every write, and at random, end with the weights of one that ran.
+
+Each is killed by SIGKILL, as by a machine that takes a job away, and started again.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import random
+import signal
+import sys
+
+import numpy as np
+import pytest
+from support import kills
+from support.processes import Forked, deadline, run_alone
+
+
+@pytest.fixture(scope="module")
+def straight():
+    return run_alone(__file__, "train")
+
+
+def survive(folder, ways):
+    """Start a process for each way to kill it, then one that runs to the end.
+
+    Returns:
+        The number of processes that were killed, and what the last one left.
+    """
+    killed = 0
+    for way in ways:
+        process = Forked(__file__, "train", str(folder), json.dumps(way))
+        with contextlib.closing(process), deadline(120, process):
+            process.wait()
+            killed += process.returncode == -signal.SIGKILL
+            assert process.returncode in (-signal.SIGKILL, 0), process.errors()[-2000:]
+    return killed, run_alone(__file__, "train", str(folder))
+
+
+def test_killed_in_the_middle_of_writes(straight, tmp_path):
+    ways = [{"write": number} for number in (3, 250, 431)]
+    killed, found = survive(tmp_path, ways)
+    assert killed == 3
+    assert found == straight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_twenty_times_in_a_row(seed, straight, tmp_path):
+    draw = random.Random(seed)
+    ways = [
+        {"write": draw.randrange(1, 600)}
+        if draw.random() < 0.5
+        else {"seconds": draw.uniform(0.5, 4)}
+        for _ in range(20)
+    ]
+    killed, found = survive(tmp_path, ways)
+    assert killed >= 10
+    assert found == straight
+
+
+def test_killed_at_every_write_of_a_backup(tmp_path):
+    """One backup after another: the last whole one, or the new one, can be read."""
+    found = run_alone(__file__, "every write", str(tmp_path))
+    assert found["kills"] > 20
+    assert found["lost"] == []
+
+
+def train(folder=None, way="{}"):
+    from support.resumed import arrays, made, trained
+
+    from keras_mp.callbacks import BackupAndRestore
+
+    way = json.loads(way)
+    if "write" in way:
+        kills.at_write(way["write"])
+    if "seconds" in way:
+        kills.after(way["seconds"])
+    callbacks = [BackupAndRestore(folder, every=2)] if folder else []
+    return trained(made(), arrays(), callbacks)
+
+
+def write_killed_at_every_write(path):
+    """Write a second backup in a process for each write of it, which kills it there."""
+    from keras_mp.resuming.folder import Folder
+
+    old, new = ({"a": np.full(3, each), "b": np.zeros(9)} for each in (1, 2))
+    lost = []
+    for number in itertools.count(1):
+        folder = Folder(path / str(number), keep=1)
+        folder.write(1, {}, old)
+        child = os.fork()
+        if child == 0:
+            kills.at_write(number)
+            folder.write(2, {}, new)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        serial, archive = folder.newest()
+        if archive.arrays["a"].tolist() != [serial] * 3:
+            lost.append(number)
+        if status == 0:
+            return {"kills": number - 1, "lost": lost}
+
+
+if __name__ == "__main__":
+    task, *arguments = sys.argv[1:]
+    if task == "train":
+        print(json.dumps(train(*arguments)))
+    else:
+        print(json.dumps(write_killed_at_every_write(pathlib.Path(*arguments))))
