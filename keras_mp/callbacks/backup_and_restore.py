@@ -119,7 +119,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     # Beginning.
 
     def _begin(self) -> None:
-        steps = private.trainer.epoch_iterator_of(self.model)
+        steps = private.epochs.epoch_iterator_of(self.model)
         if steps is None:
             raise TypeError(
                 "BackupAndRestore needs the `fit` of `keras.Model`, from whose steps "
@@ -169,7 +169,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _restore(self, serial: int, found: Backup) -> None:
         model, place = self.model, found.place
         if not model.built or len(model.metrics_variables) < _metrics(found.state):
-            specs = private.trainer.element_specs(self._source)
+            specs = private.epochs.element_specs(self._source)
             private.trainer.build_for(model, specs)
         try:
             values.check_same_model(model, found.state)
@@ -186,7 +186,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._epoch = place.epoch - 1
         self._first_epoch = place.first_epoch
         self._start_of_epoch = place.start
-        private.trainer.begin_with_epoch(model, place.epoch)
+        private.epochs.begin_with_epoch(model, place.epoch)
         self._batches.start_at(place)
         self._pending = found
         self.restored = (place.epoch, place.step)
@@ -196,7 +196,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         found, self._pending = self._pending, None
         if found is None:
             return
-        private.trainer.begin_with_epoch(self.model, None)
+        private.epochs.begin_with_epoch(self.model, None)
         values.assign(self.model, values.that_come_later(found.state))
         history: Any = self.model.history
         history.history, history.epoch = found.history, found.epochs
@@ -237,13 +237,13 @@ class BackupAndRestore(keras.callbacks.Callback):
         """Find out whether the place in the data can be saved."""
         self._can_save = (
             self._source.steps_per_epoch is None
-            and not private.trainer.shuffles_rows_of_batches(self._source)
+            and not private.epochs.shuffles_rows_of_batches(self._source)
             and iterators.saved(iterator) is not None
         )
         if self._can_save:
             return
         self._last_batch.on_train_begin()
-        if private.trainer.shuffles_without_seed(self._source):
+        if private.epochs.shuffles_without_seed(self._source):
             warnings.warn(
                 "BackupAndRestore: the place in these data cannot be kept, because "
                 "they are shuffled without a seed. After a kill training goes on with "

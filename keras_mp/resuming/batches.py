@@ -68,7 +68,7 @@ class Batches:
         self._model = model
         self._start: Place | None = None
         self.random_at_start: dict[str, Any] = {}
-        private.trainer.enumerate_with(epoch_iterator, self._wrapped)
+        private.epochs.enumerate_with(epoch_iterator, self._wrapped)
 
     def start_at(self, place: Place) -> None:
         """Have the next epoch begin at ``place``."""
@@ -99,7 +99,7 @@ class Batches:
         if steps is not None and found:
             return steps
         self._misplaced()
-        private.trainer.end_epoch_of_data(self._source)
+        private.epochs.end_epoch_of_data(self._source)
         randomness.set_state(place.random)
         return enumerate_epoch()
 
@@ -110,7 +110,7 @@ class Batches:
         `keras.utils.PyDataset` by itself as an epoch ends. Where one iterator goes on
         through all epochs, its batches are drawn.
         """
-        dataset = private.trainer.py_dataset_of(self._source)
+        dataset = private.epochs.py_dataset_of(self._source)
         for _ in range(epochs if self._source.num_batches else 0):
             if dataset is not None:
                 dataset.on_epoch_begin()
@@ -145,7 +145,7 @@ class Batches:
         the buffer that it shuffles.
         """
         if place.start is not None:
-            other = private.trainer.new_iterator(self._source)
+            other = private.epochs.new_iterator(self._source)
             iterators.restore(other, place.start)
 
     def _draw(self, iterator: Any) -> Any:
