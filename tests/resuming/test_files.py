@@ -126,7 +126,17 @@ def ways_that_differ(make, folder):
     return [name for name, load in loads.items() if go_on(load()) != straight]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+# What CI has time for: moments and sums of a window, and averages that overwrite.
+SHORT = ("window", "average")
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(name, marks=() if name in SHORT else pytest.mark.slow)
+        for name in OPTIMIZERS
+    ],
+)
 def test_optimizers(optimizer, tmp_path):
     assert ways_that_differ(lambda: made(optimizer=optimizer), tmp_path) == []
 
