@@ -5,7 +5,6 @@ NumPy's ``.npz`` format, which keeps a CRC-32 of each array.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import ml_dtypes  # noqa: F401  With it NumPy knows the names of its dtypes.
 import numpy as np
 
-from keras_mp.saved_files import DAMAGE
+from keras_mp.saved_files import DAMAGE, written_whole
 
 _TEXT, _DTYPES = "about", "dtypes"
 
@@ -53,22 +52,8 @@ def write(path: pathlib.Path, about: Mapping[str, Any], arrays: Mapping) -> None
         OSError: It cannot be written. What was there is there still.
         TypeError: An array holds objects.
     """
-    temporary = temporary_of(path)
-    try:
-        with open(temporary, "wb") as file:
-            _save(file, about, arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def temporary_of(path: pathlib.Path) -> pathlib.Path:
-    """Return the name of the file that is renamed to ``path`` when it is whole."""
-    return path.with_name(f".{path.name}.tmp")
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        _save(file, about, arrays)
 
 
 def read(path: str | os.PathLike[str]) -> Archive:
@@ -139,12 +124,3 @@ def _load(file: Any) -> Archive:
             for name, array in arrays.items()
         },
     )
-
-
-def _sync_folder(path: pathlib.Path) -> None:
-    with contextlib.suppress(OSError):  # of systems where no folder can be opened
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -19,6 +19,9 @@ from keras_mp.wrapping import wrap_once
 #: The bits that are left free: later batches may have gradients four times as large.
 _HEADROOM = 2
 
+#: The powers of two from the smallest to the largest scale.
+_MOST_HEADROOM = 253
+
 _PENDING = "_keras_mp_calibrates"
 _CALLED = "keras_mp.calibrate_scale"
 
@@ -52,7 +55,7 @@ def calibrate_scale(
             one replica gets of it.
         y: Its targets.
         sample_weight: Its weights.
-        headroom: How many bits to leave free, 0 or more.
+        headroom: How many bits to leave free, from 0 to 253.
         loss: ``loss(y, y_pred)``, a function or a `keras.losses.Loss`, instead of what
             the model was compiled with: for a model that computes its loss in a
             ``train_step`` of its own.
@@ -63,9 +66,9 @@ def calibrate_scale(
 
     Raises:
         TypeError: ``model`` is not a Keras model, or ``headroom`` is no whole number.
-        ValueError: ``headroom`` is below 0; the optimizer has no loss scale, or one
-            that is fixed; the model has no ``call`` or no loss; or the loss is not
-            finite, or no scale is small enough: the message names the layer.
+        ValueError: ``headroom`` is out of its range; the optimizer has no loss scale,
+            or one that is fixed; the model has no ``call`` or no loss; or the loss is
+            not finite, or no scale is small enough: the message names the layer.
 
     Synchronises with the device. It takes as long as some five steps without a graph.
 
@@ -81,11 +84,14 @@ def calibrate_scale(
     given.check_model(f"{_CALLED}(model, ...)", model, loss)
     if isinstance(headroom, bool) or not isinstance(headroom, int):
         raise TypeError(f"{_CALLED}(headroom={headroom!r}) needs a whole number.")
-    if headroom < 0:
-        raise ValueError(f"{_CALLED}(headroom={headroom!r}) needs 0 bits or more.")
+    if not 0 <= headroom <= _MOST_HEADROOM:
+        raise ValueError(
+            f"{_CALLED}(headroom={headroom!r}) needs from 0 to {_MOST_HEADROOM} bits, "
+            "which is all that float32 has. Leave it out for 2."
+        )
     optimizer = _optimizer_of(model, f"{_CALLED}(model, ...)")
     return _calibrated(
-        model, optimizer, given.as_batch(x, y, sample_weight), loss, headroom
+        model, optimizer, given.as_batch(_CALLED, x, y, sample_weight), loss, headroom
     )
 
 
@@ -151,7 +157,7 @@ def _largest_safe_scale(
     model: keras.Model, batch: Batch, loss: Callable | None, scale: float
 ) -> float:
     """Return the largest safe scale; 0 if there is none, inf for a batch of no rows."""
-    rows = [leaf.shape[0] for leaf in keras.tree.flatten(batch.x) if leaf.shape]
+    rows = [leaf.shape[0] for leaf in keras.tree.flatten(batch.x) if leaf is not None]
     if 0 in rows:
         return math.inf
     recorder = given.recorder_of(_CALLED, model, batch, loss)

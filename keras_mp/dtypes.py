@@ -40,7 +40,7 @@ def checked_float_dtype(owner: str, dtype: Any) -> str | None:
         return None
     try:
         standard = keras.backend.standardize_dtype(dtype)
-    except ValueError:
+    except (TypeError, ValueError):  # TypeError of what cannot be hashed
         standard = None
     if standard is None or not keras.backend.is_float_dtype(standard):
         raise ValueError(

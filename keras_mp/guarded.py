@@ -94,8 +94,8 @@ def wrap_optimizer(
         rule is given.
 
     Raises:
-        TypeError: ``optimizer`` is not an optimizer, or ``skip_spikes`` neither a bool
-            nor a rule.
+        TypeError: ``model`` is not a Keras model, ``optimizer`` is not an optimizer, or
+            ``skip_spikes`` neither a bool nor a rule.
         ValueError: ``optimizer`` is Keras's own `LossScaleOptimizer`, or has a rule
             and another is given; or ``on_skip`` is another word.
 
@@ -103,6 +103,7 @@ def wrap_optimizer(
 
     >>> optimizer = keras_mp.wrap_optimizer(model, keras.optimizers.Adam(2e-4))
     """
+    check_model("keras_mp.wrap_optimizer(model, ...)", model)
     distribute.check_scope(model, optimizer)
     rule = checked_rule(scaling)
     settings = checked_settings("keras_mp.wrap_optimizer", skip_spikes, on_skip)
@@ -113,6 +114,15 @@ def wrap_optimizer(
     execution.run_in_graph(model)
     resuming.attach(model)
     return optimizer
+
+
+def check_model(called: str, model: Any) -> None:
+    """Check that ``model``, which ``called`` was given, is a Keras model."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"{called} needs a keras model. Got {model!r} of type "
+            f"{type(model).__name__}."
+        )
 
 
 def wrapped(

@@ -141,11 +141,8 @@ def _whole(path):
 
     Other errors stay what they are, because code of the user's own may raise them.
     """
-    called = f"keras_mp.load_model({str(path)!r})"
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(
-            f"{called} needs the path of a .keras file. Got a {type(path).__name__}."
-        )
+    path = saved_files.checked_path("keras_mp.load_model", "path", path)
+    called = f"keras_mp.load_model({path!r})"
     fault = saved_files.fault_of_model(path)
     if fault:
         raise ValueError(

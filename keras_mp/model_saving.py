@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_mp import dtypes, loading, private
 from keras_mp.export import agreement, files
+from keras_mp.saved_files import checked_path
 
 _ROUNDED_TO = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -110,7 +111,7 @@ def save_model(
             f"keras_mp.save_model(model, ...) needs a Keras model. Got {model!r} of "
             f"type {type(model).__name__}."
         )
-    path = pathlib.Path(path)
+    path = pathlib.Path(checked_path("keras_mp.save_model", "path", path))
     if weights_dtype is None:
         model.save(path)
         return Saved(path, files.size(path))
@@ -126,7 +127,8 @@ def save_model(
 
 def _check(path, weights_dtype):
     called = f"keras_mp.save_model(..., weights_dtype={weights_dtype!r})"
-    if weights_dtype not in dtypes.LOW_PRECISION:
+    is_low = isinstance(weights_dtype, str) and weights_dtype in dtypes.LOW_PRECISION
+    if not is_low:
         raise ValueError(
             f"{called}: it must be None, which keeps the dtypes, 'float16' or "
             "'bfloat16'."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 #: What reading a damaged zip archive raises, or the arrays and the JSON in it.
@@ -30,6 +32,57 @@ DAMAGE = (
 
 _CONFIG, _METADATA = "config.json", "metadata.json"
 _WEIGHTS = ("model.weights.h5", "model.weights.npz")
+
+
+def checked_path(owner: str, name: str, path: Any) -> str:
+    """Return ``path`` as text if it is a path.
+
+    Args:
+        owner: Name of the call, for the message.
+        name: Name of the argument.
+        path: What was passed.
+
+    Raises:
+        TypeError: It is no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"{owner}({name}={path!r}): `{name}` must be a path, a string or a "
+            f"pathlib.Path. Got a {type(path).__name__}."
+        )
+    return os.fspath(path)
+
+
+@contextlib.contextmanager
+def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield a path to write to, which becomes ``path`` once it is on the disk.
+
+    If the block raises, as on a full disk, ``path`` is as it was, and nothing is left.
+    """
+    temporary = temporary_of(path)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def temporary_of(path: pathlib.Path) -> pathlib.Path:
+    """Return the name of the file that is renamed to ``path`` when it is whole."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _sync_folder(path):
+    with contextlib.suppress(OSError):  # of systems where no folder can be opened
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def config_of(path: str | os.PathLike[str]) -> Any:
@@ -86,12 +139,19 @@ def _fault_of_archive(path):
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            broken = archive.testzip()
+            broken = archive.testzip() or _of_two_sizes(archive.infolist())
     except DAMAGE as error:
         return f"is damaged ({type(error).__name__}: {error})"
     if broken is not None:
-        return f"is damaged: the checksum of its {broken!r} is wrong"
+        return f"is damaged: its {broken!r} is not what was saved"
     return _fault_of_config(path, names)
+
+
+def _of_two_sizes(members):
+    """Return the name of a member that is not compressed and has two sizes, or None."""
+    stored = (each for each in members if each.compress_type == zipfile.ZIP_STORED)
+    wrong = (each.filename for each in stored if each.file_size != each.compress_size)
+    return next(wrong, None)
 
 
 def _fault_of_config(path, names):

@@ -1,5 +1,6 @@
 """The one-call path: compile a model."""
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -91,6 +92,8 @@ def compile(
             ``on_skip`` is another word; the policy is unknown; or the policy does not
             fit the model's variables.
 
+    After an error, also of ``model.compile``, the model is as it was before.
+
     Example:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
@@ -98,12 +101,8 @@ def compile(
     >>> model.optimizer.stats()["scale"]
     32768.0
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"keras_mp.compile(model, ...) needs a keras model. Got {model!r} of type "
-            f"{type(model).__name__}."
-        )
-    calibrates = scaling == "calibrate"
+    guarded.check_model("keras_mp.compile(model, ...)", model)
+    calibrates = isinstance(scaling, str) and scaling == "calibrate"
     given = None if calibrates else guarded.checked_rule(scaling)
     rule = guarded.checked_rule("dynamic") if calibrates else given
     if _has_own_guard(model):
@@ -115,26 +114,45 @@ def compile(
     )
     for optimizer in (None, *guarded.optimizers_in(args, kwargs)):
         distribute.check_scope(model, optimizer)
-    with distribute.scope_of(model):
-        args, kwargs = _checked_arguments(model, args, kwargs, given, settings)
-        if policy is not None:
-            conversion.convert(model, policy)
-        make_safe(model)
-        args = tuple(map(wrapped, args))
-        kwargs = {name: wrapped(value) for name, value in kwargs.items()}
-        model.compile(*args, **kwargs)
-        optimizers = guarded.optimizers_in(args, kwargs)
-        if not optimizers:
-            optimizers = _chosen(model, rule, settings, wrapped)
-        heads.keep_in_float32(model)
-        private.trainer.keep_bare_when_loaded(model)
-    for optimizer in optimizers:
-        distribute.prepare_steps(model, optimizer)
-    execution.run_in_graph(model)
-    resuming.attach(model)
-    guards.fall_back(model)
-    if calibrates:
-        calibration.calibrate_first_step(model)
+    with _as_it_was_if_refused(model):
+        with distribute.scope_of(model):
+            args, kwargs = _checked_arguments(model, args, kwargs, given, settings)
+            if policy is not None:
+                conversion.convert(model, policy)
+            make_safe(model)
+            args = tuple(map(wrapped, args))
+            kwargs = {name: wrapped(value) for name, value in kwargs.items()}
+            model.compile(*args, **kwargs)
+            optimizers = guarded.optimizers_in(args, kwargs)
+            if not optimizers:
+                optimizers = _chosen(model, rule, settings, wrapped)
+            heads.keep_in_float32(model)
+            private.trainer.keep_bare_when_loaded(model)
+        for optimizer in optimizers:
+            distribute.prepare_steps(model, optimizer)
+        execution.run_in_graph(model)
+        resuming.attach(model)
+        guards.fall_back(model)
+        if calibrates:
+            calibration.calibrate_first_step(model)
+
+
+@contextlib.contextmanager
+def _as_it_was_if_refused(model):
+    """Give ``model`` back its policies, guards and optimizer if the block raises."""
+    optimizer = getattr(model, "optimizer", None)
+    variables = [(each, each.dtype) for each in model.variables]
+    restore = private.attributes.kept(private.layers.walk(model))
+    try:
+        yield
+    except BaseException:
+        restore()
+        for variable, dtype in variables:
+            if variable.dtype != dtype:
+                private.variables.retype(variable, dtype)
+        if optimizer is not None:
+            model.optimizer = optimizer  # TensorFlow tracks what is set
+        raise
 
 
 def _checked_arguments(model, args, kwargs, rule, settings):

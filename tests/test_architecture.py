@@ -106,7 +106,7 @@ ROOMS = {
         "watching",
         "wrapping",
     },
-    "plot": {"recording", "tables"},
+    "plot": {"recording", "saved_files", "tables"},
     "diagnosis": {
         "conversion",
         "heads",
@@ -186,7 +186,7 @@ ROOMS = {
         "training",
         "under_policy",
     },
-    "flight": {"archives", "diagnosis", "private", "recording"},
+    "flight": {"archives", "diagnosis", "private", "recording", "saved_files"},
     "callbacks": {
         "diagnosis",
         "distribute",
@@ -196,10 +196,11 @@ ROOMS = {
         "private",
         "recording",
         "resuming",
+        "saved_files",
         "scaling",
     },
-    "export": {"dtypes", "float32_model", "private"},
-    "model_saving": {"dtypes", "export", "loading", "private"},
+    "export": {"dtypes", "float32_model", "private", "saved_files"},
+    "model_saving": {"dtypes", "export", "loading", "private", "saved_files"},
     "memory": {
         "hardware",
         "kinds",

@@ -17,6 +17,7 @@ from keras_mp.resuming import backup, iterators, randomness, values
 from keras_mp.resuming.backup import Backup
 from keras_mp.resuming.batches import Batches, Place
 from keras_mp.resuming.folder import Folder
+from keras_mp.saved_files import checked_path
 from keras_mp.scaling.base import checked_count
 
 
@@ -76,7 +77,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         delete_checkpoint: bool = True,
     ) -> None:
         super().__init__()
-        if not os.fspath(backup_dir):
+        if not checked_path("BackupAndRestore", "backup_dir", backup_dir):
             raise ValueError(
                 "BackupAndRestore(backup_dir='') needs a folder. Give one that holds "
                 "the backups of this training alone."

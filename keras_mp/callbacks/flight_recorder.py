@@ -16,6 +16,7 @@ from keras_mp.callbacks.skip import Skip
 from keras_mp.callbacks.skip_callback import SkipCallback
 from keras_mp.diagnosis import rerun
 from keras_mp.recording import Batch
+from keras_mp.saved_files import checked_path
 from keras_mp.scaling.base import checked_count
 
 _NOT_REPEATABLE = "only the sum over the replicas overflowed"
@@ -75,7 +76,7 @@ class FlightRecorder(SkipCallback):
         max_bytes: int = 64 * 2**20,
     ) -> None:
         super().__init__()
-        self.path: str = os.fspath(path)
+        self.path: str = checked_path("FlightRecorder", "path", path)
         if os.path.exists(self.path) and not os.path.isdir(self.path):
             raise ValueError(
                 f"FlightRecorder({self.path!r}) needs the path of a folder. Got a "

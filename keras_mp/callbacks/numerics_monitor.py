@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from keras_mp.recording import (
     Snapshot,
     TensorBoardWriter,
 )
-from keras_mp.scaling.base import checked_count
+from keras_mp.saved_files import checked_path
+from keras_mp.scaling.base import checked_count, checked_number
 
 
 class NumericsMonitor(Looks):
@@ -88,12 +90,16 @@ class NumericsMonitor(Looks):
         loss: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(every, rows, loss)
-        if not headroom >= 0:
-            raise ValueError(
-                f"NumericsMonitor(headroom={headroom!r}): `headroom` must be a number "
-                "of bits of 0 or more, such as 3.0."
-            )
-        self.headroom: float = headroom
+        self.headroom: float = checked_number(
+            "NumericsMonitor",
+            "headroom",
+            headroom,
+            above=-math.ulp(0.0),
+            needs="a number of bits of 0 or more, such as 3.0",
+        )
+        for name, value in (("log_dir", log_dir), ("csv", csv)):
+            if value is not None:
+                checked_path("NumericsMonitor", name, value)
         self.log_dir: str | os.PathLike[str] | None = log_dir
         self.csv: str | os.PathLike[str] | None = csv
         self.sample: int = checked_count("NumericsMonitor", "sample", sample)

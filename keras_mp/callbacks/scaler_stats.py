@@ -54,7 +54,8 @@ class ScalerStats(keras.callbacks.Callback):
             and not isinstance(frequency, bool)
             and frequency > 0  # pyright: ignore[reportOperatorIssue]
         )
-        if frequency != "epoch" and not is_count:
+        is_epoch = isinstance(frequency, str) and frequency == "epoch"
+        if not (is_epoch or is_count):
             raise ValueError(
                 f"ScalerStats(frequency={frequency!r}): `frequency` must be 'epoch' or "
                 "a whole number of steps above 0, such as 100."

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from keras_mp.callbacks.looks import Looks
 from keras_mp.recording import Batch, GradientError, Shadow
-from keras_mp.scaling.base import checked_count
+from keras_mp.scaling.base import checked_count, checked_number
 
 #: The part of the model's gradient that a layer's must have to be judged. Gradients
 #: that are 0 in exact arithmetic, such as of a bias before a normalization, are mere
@@ -84,12 +84,14 @@ class ShadowCheck(Looks):
         loss: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(every, rows, loss)
-        if not -1 < limit < 1:
-            raise ValueError(
-                f"ShadowCheck(limit={limit!r}): `limit` must be a cosine above -1 and "
-                "below 1, such as 0.9."
-            )
-        self.limit: float = limit
+        self.limit: float = checked_number(
+            "ShadowCheck",
+            "limit",
+            limit,
+            above=-1.0,
+            below=1.0,
+            needs="a cosine above -1 and below 1, such as 0.9",
+        )
         self.keep: int = checked_count("ShadowCheck", "keep", keep)
         self._kept: collections.deque[Comparison] = collections.deque(maxlen=self.keep)
         self._warned: set[str] = set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -70,7 +72,7 @@ def diagnose(
     """
     given.check_model("keras_mp.diagnose(model, ...)", model, loss)
     _check_scale(scale)
-    batch = given.as_batch(x, y, sample_weight)
+    batch = given.as_batch("keras_mp.diagnose", x, y, sample_weight)
     if scale is None:
         scale = present_scale(model)
     case = case_of(model, batch, loss, scale)
@@ -109,7 +111,8 @@ def present_scale(model: keras.Model) -> float:
 
 
 def _check_scale(scale: Any) -> None:
-    if scale is not None and not 0 < scale < float("inf"):
+    is_number = isinstance(scale, numbers.Real) and not isinstance(scale, bool)
+    if scale is not None and not (is_number and 0 < float(scale) < math.inf):
         raise ValueError(
             f"keras_mp.diagnose(scale={scale!r}) needs a finite loss scale above 0, "
             "such as 2.0**15."

@@ -43,15 +43,29 @@ def check_model(called: str, model: Any, loss: Callable | None) -> None:
         )
 
 
-def as_batch(x: Any, y: Any, sample_weight: Any) -> Batch:
-    """Return arrays as a `Batch` of tensors, floats in float32, as ``fit`` does."""
+def as_batch(called: str, x: Any, y: Any, sample_weight: Any) -> Batch:
+    """Return arrays as a `Batch` of tensors, floats in float32, as ``fit`` does.
+
+    Raises:
+        TypeError: Something is neither an array nor a tensor, or has no rows.
+    """
 
     def tensor(leaf: Any) -> Any:
+        if leaf is None:
+            return None
+        if not getattr(leaf, "shape", None) or not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"{called} needs one batch as for model.train_on_batch: x, y and "
+                "sample_weight in arrays or tensors, with a row for each sample. Got "
+                f"{leaf!r} of type {type(leaf).__name__}."
+            )
         if not hasattr(leaf, "__array__") or keras.ops.is_tensor(leaf):
             return leaf
-        is_wide = keras.backend.standardize_dtype(leaf.dtype) == "float64"
+        is_wide = str(leaf.dtype) == "float64"
         return keras.ops.convert_to_tensor(leaf, "float32" if is_wide else None)
 
+    if x is None:
+        raise TypeError(f"{called} needs a batch of inputs. Got x=None.")
     return Batch(*keras.tree.map_structure(tensor, (x, y, sample_weight)))
 
 
@@ -61,7 +75,7 @@ def recorder_of(
     """Return a `Recorder` that has run the batch forward.
 
     Raises:
-        ValueError: There is no loss to compute.
+        ValueError: There is no loss to compute, or an operation cannot take the batch.
     """
     recorder = Recorder(model, batch, loss)
     try:
@@ -73,5 +87,11 @@ def recorder_of(
             f"{called} needs a loss. Model '{model.name}' was compiled without one and "
             "adds none. Pass loss=, a function of y and y_pred that returns what its "
             "`train_step` computes, to keras_mp.diagnose or keras_mp.calibrate_scale."
+        ) from error
+    except private.errors.of_operations() as error:
+        raise ValueError(
+            f"{called}: model '{model.name}' and its loss cannot take this batch: "
+            f"{private.errors.summary_of(error)}. Pass x, y and sample_weight of the "
+            "shapes that model.train_on_batch takes."
         ) from error
     return recorder

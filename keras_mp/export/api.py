@@ -8,6 +8,7 @@ import keras
 
 from keras_mp.export import agreement, files, formats, precision, signature
 from keras_mp.float32_model import in_float32
+from keras_mp.saved_files import checked_path
 
 
 class Exported(NamedTuple):
@@ -79,7 +80,7 @@ def export(
         An `Exported`: path, format, size in bytes and the difference found.
 
     Raises:
-        TypeError: ``model`` is not a Keras model.
+        TypeError: ``model`` is not a Keras model, or ``path`` is no path.
         ValueError: The format is unknown; ``path`` exists, or its folder does not; the
             model is not built, or was quantized under a policy of low precision; an
             operation has a float16 or bfloat16 dtype of its own; or the predictions do
@@ -104,7 +105,7 @@ def export(
             f"keras_mp.export(model, ...) needs a keras model. Got {model!r} of type "
             f"{type(model).__name__}. Wrap a single layer as keras.Sequential([layer])."
         )
-    path = pathlib.Path(path)
+    path = pathlib.Path(checked_path("keras_mp.export", "path", path))
     chosen = formats.get(format, path)
     chosen.check_installed()
     files.check(path, overwrite)

@@ -154,7 +154,7 @@ def get(name: str | None, path: pathlib.Path) -> type[SavedModel]:
     """
     known = f"Formats are {', '.join(map(repr, FORMATS))}"
     if name is not None:
-        if name not in FORMATS:
+        if not isinstance(name, str) or name not in FORMATS:
             raise ValueError(f"keras_mp.export(..., format={name!r}): {known}.")
         return FORMATS[name]
     for each in FORMATS.values():

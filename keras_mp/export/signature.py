@@ -75,6 +75,12 @@ def _named(structures: list[Any]) -> list[Any]:
         while name in taken:
             name += "_1"
         taken.add(name)
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise TypeError(
+                "keras_mp.export(..., input_signature=...) needs keras.InputSpec("
+                "shape=..., dtype=...), in a list or a structure. Got "
+                f"{leaf!r} of type {type(leaf).__name__}."
+            )
         dtype = keras.backend.standardize_dtype(leaf.dtype or "float32")
         dtype = "float32" if dtype in dtypes.LOW_PRECISION else dtype
         return tf.TensorSpec(leaf.shape, dtype, name)

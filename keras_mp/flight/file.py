@@ -12,6 +12,7 @@ from keras_mp import archives
 from keras_mp.diagnosis import Culprit
 from keras_mp.flight import structure
 from keras_mp.recording import Batch
+from keras_mp.saved_files import checked_path
 
 _FORMAT, _VERSION = "keras_mp.flight", 1
 
@@ -100,9 +101,10 @@ def read(path: str | os.PathLike[str]) -> Flight:
     """Return the `Flight` in a file.
 
     Raises:
+        TypeError: ``path`` is no path.
         ValueError: There is no such file, or it holds none that can be read.
     """
-    path = os.fspath(path)
+    path = checked_path("keras_mp.replay", "file", path)
     damaged = "a file that is damaged or of another kind. Take another one"
     try:
         about, arrays = archives.read(path)

@@ -6,6 +6,7 @@ is counted by kind. The largest batch is found by repeating this for other sizes
 
 import concurrent.futures
 import dataclasses
+import numbers
 import operator
 import textwrap
 from collections.abc import Callable
@@ -245,15 +246,16 @@ def _checked(model: Any, batch_size: Any) -> int:
             "keras_mp.memory_report(model, batch_size) needs a keras model. Got "
             f"{model!r} of type {type(model).__name__}."
         )
-    if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__"):
+    is_number = isinstance(batch_size, numbers.Integral)
+    if isinstance(batch_size, bool) or not is_number:
         raise TypeError(
             "keras_mp.memory_report(model, batch_size) needs an integer batch size. "
             f"Got {batch_size!r} of type {type(batch_size).__name__}."
         )
-    if batch_size < 1:
+    if not 1 <= operator.index(batch_size) < 2**31:
         raise ValueError(
-            "keras_mp.memory_report(model, batch_size): a batch needs at least 1 row. "
-            f"Got batch_size={batch_size}."
+            "keras_mp.memory_report(model, batch_size): a batch needs at least 1 row, "
+            f"and fewer than 2**31. Got batch_size={batch_size}."
         )
     if keras.backend.backend() != "tensorflow":
         raise ValueError(

@@ -13,7 +13,8 @@ _ON_SKIP = ("hold", "advance")
 
 def checked_inner(inner_optimizer: Any) -> keras.optimizers.Optimizer:
     """Return the optimizer that was named, configured or passed."""
-    if isinstance(inner_optimizer, str | dict):
+    name_or_config: Any = str | dict
+    if isinstance(inner_optimizer, name_or_config) and inner_optimizer != {}:
         inner_optimizer = keras.optimizers.get(inner_optimizer)
     if isinstance(inner_optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
@@ -32,7 +33,8 @@ def checked_inner(inner_optimizer: Any) -> keras.optimizers.Optimizer:
 
 def checked_all_reduce_dtype(dtype: str | None) -> str | None:
     """Return ``dtype`` if gradients can be summed over the replicas in it."""
-    if dtype is not None and dtype not in dtypes.LOW_PRECISION:
+    is_low = isinstance(dtype, str) and dtype in dtypes.LOW_PRECISION
+    if dtype is not None and not is_low:
         raise ValueError(
             f"LossScaleOptimizer(all_reduce_dtype={dtype!r}): it must be None, "
             "'float16' or 'bfloat16'. None sums gradients in their own dtype."

@@ -35,6 +35,8 @@ def ranges(
 
     Raises:
         ImportError: matplotlib is not installed.
+        TypeError: ``diagnosis`` is none, or ``path`` is no path.
+        OSError: ``path`` cannot be written; what was there is left as it was.
 
     Does not synchronise with the device.
 
@@ -42,6 +44,7 @@ def ranges(
 
     >>> figure = keras_mp.plot.ranges(keras_mp.diagnose(model, x, y))
     """
+    style.checked("keras_mp.plot.ranges", diagnosis)
     layers = diagnosis.layers
     both = [[layer.output for layer in layers], [layer.gradient for layer in layers]]
     figure, panels = rows.panels_below_formats(
@@ -84,6 +87,7 @@ def errors(
 
     >>> figure = keras_mp.plot.errors(keras_mp.diagnose(model, x, y))
     """
+    style.checked("keras_mp.plot.errors", diagnosis)
     layers = diagnosis.layers
     both = [
         [error and error.relative for error in found]

@@ -52,6 +52,7 @@ def histograms(
     >>> diagnosis = keras_mp.diagnose(model, x, y)
     >>> figure = keras_mp.plot.histograms(diagnosis)
     """
+    style.checked("keras_mp.plot.histograms", diagnosis)
     chosen = _chosen(diagnosis, layers)
     by_kind = [[getattr(layer, name) for layer in chosen] for name in _TITLES]
     span = rows.span_of([each for measures in by_kind for each in measures])
@@ -82,12 +83,16 @@ def _chosen(diagnosis: style.Diagnosed, paths: Sequence[str] | None) -> list[Any
     known = {layer.path: layer for layer in diagnosis.layers}
     if paths is None:
         return list(known.values())
-    if not paths or any(path not in known for path in paths):
+    if not isinstance(paths, list | tuple) or not paths or _unknown(paths, known):
         raise ValueError(
-            f"keras_mp.plot.histograms(layers={list(paths)!r}) needs paths of layers, "
+            f"keras_mp.plot.histograms(layers={paths!r}) needs paths of layers, "
             f"of which there are {', '.join(map(repr, known))}."
         )
     return [known[path] for path in paths]
+
+
+def _unknown(paths: Sequence[Any], known: dict[str, Any]) -> bool:
+    return any(not isinstance(path, str) or path not in known for path in paths)
 
 
 def _shares(measures: Any, span: range) -> list[float]:

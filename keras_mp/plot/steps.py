@@ -101,18 +101,25 @@ def _series(run: Any) -> tuple[Any, Any, Any]:
                 "`fit` the callback keras_mp.callbacks.ScalerStats()."
             )
         return _counted(*(run[f"scaler_{name}"] for name in names))
-    if not isinstance(run, list | tuple | np.ndarray):
-        raise TypeError(
-            f"{_CALLED}(run) needs a ScalerStats, a History, a list of "
-            f"`optimizer.stats()` or a list of scales. Got a {type(run).__name__}."
-        )
+    wrong = TypeError(
+        f"{_CALLED}(run) needs a ScalerStats, a History, a list of "
+        f"`optimizer.stats()` or a list of scales. Got a {type(run).__name__}."
+    )
+    is_array = isinstance(run, np.ndarray) and run.ndim
+    if not (isinstance(run, list | tuple) or is_array):
+        raise wrong
     if not len(run):
         raise ValueError(
             f"{_CALLED}(run) needs a step or a reading at least. Got an empty list."
         )
     if isinstance(run[0], Mapping):
         return _counted(*([each[name] for each in run] for name in names))
-    scales = np.asarray(run, float)
+    try:
+        scales = np.asarray(run, float)
+    except (TypeError, ValueError):
+        raise wrong from None
+    if scales.ndim != 1:
+        raise wrong
     return np.arange(1, len(scales) + 1), scales, np.diff(scales, prepend=scales[0]) < 0
 
 

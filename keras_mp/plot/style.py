@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+import pathlib
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from keras_mp.saved_files import checked_path, written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +26,7 @@ BLACK, BLUE, VERMILION, GREEN, GREY = (
 STYLES = ((BLACK, "-", "o"), (BLUE, "--", "s"), (VERMILION, ":", "^"))
 
 
+@runtime_checkable
 class Diagnosed(Protocol):
     """What pictures read of a `keras_mp.Diagnosis`."""
 
@@ -48,15 +53,41 @@ def new_figure(width: float, height: float) -> Figure:
     return NotebookFigure(figsize=(width, height), layout="constrained")
 
 
+def checked(called: str, diagnosis: Any) -> None:
+    """Check that ``diagnosis``, which ``called`` was given, can be drawn.
+
+    Raises:
+        TypeError: It is no diagnosis.
+    """
+    if isinstance(diagnosis, type) or not isinstance(diagnosis, Diagnosed):
+        raise TypeError(
+            f"{called}(diagnosis) needs what keras_mp.diagnose returned. Got a "
+            f"{type(diagnosis).__name__}."
+        )
+
+
 def plain(axes: Any) -> None:
     """Leave out the lines above and to the right of the axes."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def written(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
-    """Return ``figure``, written to ``path`` if there is one."""
+    """Return ``figure``, written to ``path`` if there is one.
+
+    Raises:
+        TypeError: ``path`` is no path.
+    """
     from keras_mp.plot.figure import SAVED
 
-    if path is not None:
+    if path is None:
+        return figure
+    if hasattr(path, "write"):  # a file that is open
         figure.savefig(path, **SAVED)
+        return figure
+    name, suffix = os.path.splitext(checked_path("keras_mp.plot", "path", path))
+    suffix = suffix if suffix.strip(".") else ".png"  # as matplotlib has it
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=suffix[1:], **SAVED)
+    with written_whole(pathlib.Path(name + suffix)) as temporary:
+        temporary.write_bytes(drawn.getbuffer())
     return figure

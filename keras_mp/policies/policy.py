@@ -86,7 +86,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
 
         hook.install()
         self.reason: str | None = None
-        if name == "auto":
+        if isinstance(name, str) and name == "auto":
             name, self.reason = hardware.recommend()
         super().__init__(default_policy=_named_policy(name))
         self.rules: tuple[rules.Rule, ...] = rules.checked_rules("float32", float32)

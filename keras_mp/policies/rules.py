@@ -1,5 +1,6 @@
 """The rules of a `Policy`: which are allowed, and how they are saved."""
 
+import contextlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
@@ -24,9 +25,10 @@ def checked_rules(name: str, rules: Iterable[Rule] | Rule) -> tuple[Rule, ...]:
         TypeError: A rule is neither a string nor a layer class.
         ValueError: A rule is empty, or no regular expression.
     """
-    several: Any = rules
-    if isinstance(rules, str | Mapping) or not isinstance(rules, Iterable):
-        several = (rules,)
+    several: Any = (rules,)
+    if isinstance(rules, Iterable) and not isinstance(rules, str | Mapping):
+        with contextlib.suppress(TypeError):  # of an array that has no dimension
+            several = tuple(rules)
     return tuple(_checked_rule(name, rule) for rule in several)
 
 

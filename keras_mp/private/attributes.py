@@ -1,7 +1,7 @@
 """Attributes that objects have for a while."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -41,7 +41,16 @@ def attributes_for_now(changes: Iterable[Change]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def attributes_restored(owners: Iterable[Any]) -> Iterator[None]:
-    """Restore all attributes of ``owners`` that the block changes.
+    """Restore all attributes of ``owners`` that the block changes, as `kept` does."""
+    restore = kept(owners)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def kept(owners: Iterable[Any]) -> Callable[[], None]:
+    """Return a function that gives ``owners`` the attributes that they have now.
 
     The dicts in which keras_mp keeps what it knows of an object are restored too.
     """
@@ -53,15 +62,16 @@ def attributes_restored(owners: Iterable[Any]) -> Iterator[None]:
         for name, value in attributes.items()
         if name.startswith("_keras_mp") and isinstance(value, dict)
     ]
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for owner, attributes in zip(owners, before, strict=True):
             vars(owner).clear()
             vars(owner).update(attributes)
         for value, items in own:
             value.clear()
             value.update(items)
+
+    return restore
 
 
 @contextlib.contextmanager

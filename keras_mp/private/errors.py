@@ -32,20 +32,25 @@ def summary_of(error: BaseException) -> str:
     return message_of(error).splitlines()[0][:200].rstrip(".")
 
 
+def of_operations() -> tuple[type[Exception], ...]:
+    """Return what TensorFlow's operations raise of tensors that they cannot take."""
+    if keras.backend.backend() != "tensorflow":
+        return ()
+    import tensorflow as tf
+
+    return (
+        tf.errors.InvalidArgumentError,
+        tf.errors.NotFoundError,
+        tf.errors.UnimplementedError,
+    )
+
+
 def is_dtype_error(error: BaseException) -> bool:
     """Return whether ``error`` says that dtypes do not match, one being of 16 bits."""
-    kinds = [TypeError, ValueError]
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        kinds += [
-            tf.errors.InvalidArgumentError,
-            tf.errors.NotFoundError,
-            tf.errors.UnimplementedError,
-        ]
+    kinds = (TypeError, ValueError, *of_operations())
     message = message_of(error)
     return (
-        isinstance(error, tuple(kinds))
+        isinstance(error, kinds)
         and bool(_LOW_NAMES.search(message))
         and bool(_OTHERS.search(re.sub(r"b?float16", "", message)))
     )

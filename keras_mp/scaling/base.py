@@ -9,12 +9,13 @@ only.
 import dataclasses
 import math
 import numbers
+import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from keras import ops
 
-Choice = TypeVar("Choice")
+Choice = TypeVar("Choice", bound=str)
 
 
 class Verdict(NamedTuple):
@@ -151,12 +152,17 @@ def checked_number(
 
 
 def checked_count(owner: str, name: str, value: Any) -> int:
-    """Return ``value`` as an int if it is a whole number of at least 1."""
+    """Return ``value`` as an int if it is a whole number of at least 1.
+
+    The largest is what 64 bits hold.
+    """
     message = f"{owner}({name}={value!r}): `{name}` must be a whole number, 1 or more."
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{message} Got a {type(value).__name__}.")
     if value < 1:
         raise ValueError(message)
+    if int(value) > sys.maxsize:
+        raise ValueError(f"{message} The largest is {sys.maxsize}.")
     return int(value)
 
 
@@ -164,7 +170,7 @@ def checked_choice(
     owner: str, name: str, value: Choice, choices: Sequence[Choice]
 ) -> Choice:
     """Return ``value`` if it is one of ``choices``."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         options = " or ".join(repr(choice) for choice in choices)
         raise ValueError(f"{owner}({name}={value!r}): `{name}` must be {options}.")
     return value

@@ -11,7 +11,7 @@ import pytest
 from support.flights import example
 from support.processes import Forked
 
-from keras_mp import archives, flight
+from keras_mp import archives, flight, saved_files
 
 
 def test_round_trip(tmp_path):
@@ -59,7 +59,7 @@ def test_a_process_that_is_killed_leaves_no_file(tmp_path):
     process = Forked(__file__, str(path))
     process.wait()
     assert process.returncode == -signal.SIGKILL
-    assert os.listdir(tmp_path) == [archives.temporary_of(path).name]
+    assert os.listdir(tmp_path) == [saved_files.temporary_of(path).name]
     process.close()
 
 
