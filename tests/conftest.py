@@ -71,3 +71,18 @@ def fresh_keras():
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def check_faults(record_property):
+    """Return what fails if a fault of an `Outcome` of ``support.damage`` was lost.
+
+    It also notes the numbers, for ``python -m tests.reliability``.
+    """
+
+    def check(kind, outcome):
+        record_property("faults", [kind, outcome.injected, outcome.survived])
+        assert outcome.injected > 0
+        assert not outcome.lost
+
+    return check

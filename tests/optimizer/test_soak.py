@@ -19,6 +19,7 @@ if __name__ == "__main__":
     sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 from reference.loss_scale import Dynamic
+from support.damage import Outcome
 from support.processes import run_alone, strategy_here
 
 import keras_mp
@@ -38,6 +39,8 @@ RULES = {
 #: A float16 gradient of 1 overflows from this scale on.
 TOO_LARGE = 2.0**16
 
+OVERFLOWS = "Steps whose gradients hold inf or NaN, on one replica or on all"
+
 KINDS = ["device", "replicas", "fit"]
 
 
@@ -50,16 +53,26 @@ def check(result):
     assert result["skipped"] > result["steps"] / 10
 
 
+def outcome_of(result):
+    """Return the `Outcome` of the steps whose gradients were not finite."""
+    lost = tuple(result["values that differ"])
+    lost += ("scales",) if result["scales that differ"] else ()
+    skipped = result["skipped"]
+    return Outcome(skipped, 0 if lost else skipped, lost)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_thousand_steps(kind):
+def test_a_thousand_steps(kind, check_faults):
     for result in run_alone(__file__, kind, "1000"):
+        check_faults(OVERFLOWS, outcome_of(result))
         check(result)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_twenty_thousand_steps(kind):
+def test_twenty_thousand_steps(kind, check_faults):
     for result in run_alone(__file__, kind, "20000"):
+        check_faults(OVERFLOWS, outcome_of(result))
         check(result)
         # An object of each step that stays, of 500 bytes with what Python and
         # TensorFlow keep of it, would be 8 MB in the 16,000 steps that are looked at.

@@ -9,11 +9,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.damage import Outcome
 from support.processes import run_alone, run_workers, strategy_here
 from support.resumed import BATCH, OPTIMIZERS, X, Y, bytes_of, made
 
 import keras_mp
 from keras_mp import archives
+
+SAVED = "Training that is saved in one of six ways, and goes on from the file"
 
 # Of a window of three micro-batches, two are done after five steps.
 FIRST, ALL = slice(0, 5 * BATCH), slice(0, 7 * BATCH)
@@ -114,8 +117,8 @@ WAYS = [
 ]
 
 
-def ways_that_differ(make, folder):
-    """Return the names of the ways that do not go on bit for bit."""
+def gone_on(make, folder):
+    """Return the `Outcome` of all ways to go on, lost where it is not bit for bit."""
     model = make()
     train(model, FIRST)
     loads = {}
@@ -123,7 +126,8 @@ def ways_that_differ(make, folder):
         (folder / way.__name__).mkdir()
         loads[way.__name__] = way(model, make, folder / way.__name__)
     straight = go_on(model)
-    return [name for name, load in loads.items() if go_on(load()) != straight]
+    lost = [name for name, load in loads.items() if go_on(load()) != straight]
+    return Outcome(len(loads), len(loads) - len(lost), tuple(lost))
 
 
 # What CI has time for: moments and sums of a window, and averages that overwrite.
@@ -137,13 +141,13 @@ SHORT = ("window", "average")
         for name in OPTIMIZERS
     ],
 )
-def test_optimizers(optimizer, tmp_path):
-    assert ways_that_differ(lambda: made(optimizer=optimizer), tmp_path) == []
+def test_optimizers(optimizer, tmp_path, check_faults):
+    check_faults(SAVED, gone_on(lambda: made(optimizer=optimizer), tmp_path))
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-def test_policies(policy, tmp_path):
-    assert ways_that_differ(lambda: made(policy), tmp_path) == []
+def test_policies(policy, tmp_path, check_faults):
+    check_faults(SAVED, gone_on(lambda: made(policy), tmp_path))
 
 
 def test_keras_alone_goes_on_with_other_random_numbers(tmp_path):
@@ -156,10 +160,11 @@ def test_keras_alone_goes_on_with_other_random_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
-def test_replicas(strategy, tmp_path):
+def test_replicas(strategy, tmp_path, check_faults):
     run = run_alone if strategy == "mirrored" else run_workers
     found = run(__file__, str(tmp_path))
-    assert found in ([], [[], []])
+    for outcome in [found] if strategy == "mirrored" else found:
+        check_faults(SAVED, Outcome(*outcome))
 
 
 def test_another_process(tmp_path):
@@ -283,7 +288,7 @@ def test_a_model_without_variables(tmp_path):
 def on_replicas(folder):
     strategy = strategy_here()
     (folder / str(os.getpid())).mkdir()
-    return ways_that_differ(lambda: made(strategy=strategy), folder / str(os.getpid()))
+    return gone_on(lambda: made(strategy=strategy), folder / str(os.getpid()))
 
 
 if __name__ == "__main__":

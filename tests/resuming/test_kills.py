@@ -15,7 +15,10 @@ import sys
 import numpy as np
 import pytest
 from support import kills
+from support.damage import Outcome
 from support.processes import Forked, deadline, run_alone
+
+TRAINING = "`kill -9` of a training, at random times and at writes, up to 20 in a row"
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +26,12 @@ def straight():
     return run_alone(__file__, "train")
 
 
-def survive(folder, ways):
+def survive(folder, ways, straight):
     """Start a process for each way to kill it, then one that runs to the end.
 
     Returns:
-        The number of processes that were killed, and what the last one left.
+        An `Outcome` of the kills, of which none is lost if the last process left what
+        ``straight`` is.
     """
     killed = 0
     for way in ways:
@@ -36,19 +40,20 @@ def survive(folder, ways):
             process.wait()
             killed += process.returncode == -signal.SIGKILL
             assert process.returncode in (-signal.SIGKILL, 0), process.errors()[-2000:]
-    return killed, run_alone(__file__, "train", str(folder))
+    same = run_alone(__file__, "train", str(folder)) == straight
+    return Outcome(killed, killed * same, () if same else ("other weights",))
 
 
-def test_killed_in_the_middle_of_writes(straight, tmp_path):
+def test_killed_in_the_middle_of_writes(straight, tmp_path, check_faults):
     ways = [{"write": number} for number in (3, 250, 431)]
-    killed, found = survive(tmp_path, ways)
-    assert killed == 3
-    assert found == straight
+    found = survive(tmp_path, ways, straight)
+    assert found.injected == 3
+    check_faults(TRAINING, found)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_twenty_times_in_a_row(seed, straight, tmp_path):
+def test_killed_twenty_times_in_a_row(seed, straight, tmp_path, check_faults):
     draw = random.Random(seed)
     ways = [
         {"write": draw.randrange(1, 600)}
@@ -56,16 +61,16 @@ def test_killed_twenty_times_in_a_row(seed, straight, tmp_path):
         else {"seconds": draw.uniform(0.5, 4)}
         for _ in range(20)
     ]
-    killed, found = survive(tmp_path, ways)
-    assert killed >= 10
-    assert found == straight
+    found = survive(tmp_path, ways, straight)
+    assert found.injected >= 10
+    check_faults(TRAINING, found)
 
 
-def test_killed_at_every_write_of_a_backup(tmp_path):
+def test_killed_at_every_write_of_a_backup(tmp_path, check_faults):
     """One backup after another: the last whole one, or the new one, can be read."""
-    found = run_alone(__file__, "every write", str(tmp_path))
-    assert found["kills"] > 20
-    assert found["lost"] == []
+    found = Outcome(*run_alone(__file__, "every write", str(tmp_path)))
+    assert found.injected > 20
+    check_faults("`kill -9` at each write of a backup", found)
 
 
 def train(folder=None, way="{}"):
@@ -101,7 +106,7 @@ def write_killed_at_every_write(path):
         if archive.arrays["a"].tolist() != [serial] * 3:
             lost.append(number)
         if status == 0:
-            return {"kills": number - 1, "lost": lost}
+            return number - 1, number - 1 - len(lost), lost
 
 
 if __name__ == "__main__":
