@@ -53,7 +53,7 @@ refused by its name with what to do, or is read with all its numbers right.
 {table}
 
 Keras {versions["keras"]}, TensorFlow {versions["tensorflow"]}, Python
-{versions["python"]}, on a CPU; replicas are two logical CPUs, workers two processes. The
-numbers are those that the tests have counted, and `{COMMAND}`
+{versions["python"]}, on a CPU; replicas are two logical CPUs, workers two processes.
+The numbers are those that the tests have counted, and `{COMMAND}`
 counts them again.
 """
