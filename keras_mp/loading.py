@@ -84,6 +84,7 @@ def load_model(
         _whole(path),
         _saved_policy(path, objects, unknown),
         policies.own_code_guarded(),
+        resuming.restored_from(path) as restore,
     ):
         model = keras.saving.load_model(path, **kwargs)
     if type(getattr(model, "optimizer", None)) is keras.optimizers.LossScaleOptimizer:
@@ -101,7 +102,7 @@ def load_model(
         guards.fall_back(model)
         private.trainer.keep_bare_when_loaded(model)
     resuming.attach(model)
-    resuming.restore_from(path, model)
+    restore(model)
     return model
 
 

@@ -182,6 +182,20 @@ def build_from(model, batches):
     model._maybe_symbolic_build = build
 
 
+@contextlib.contextmanager
+def assets_loaded_by(load):
+    """Have Keras call ``load(model, folder)`` for models that it loads in the block.
+
+    It calls the method ``load_assets`` of the model, which it has just made, so that
+    only the class can have one. Models of a class with one of its own are left out.
+    """
+    keras.Model.load_assets = load
+    try:
+        yield
+    finally:
+        del keras.Model.load_assets
+
+
 def track(model, part, name):
     """Have TensorFlow's checkpoints of ``model`` hold ``part`` under ``name``.
 

@@ -3,8 +3,8 @@
 from keras_mp.resuming.files import (
     attach,
     load_training_state,
-    restore_from,
+    restored_from,
     save_training_state,
 )
 
-__all__ = ["attach", "load_training_state", "restore_from", "save_training_state"]
+__all__ = ["attach", "load_training_state", "restored_from", "save_training_state"]

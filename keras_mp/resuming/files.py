@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pathlib
 import warnings
 import weakref
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -35,15 +36,28 @@ def attach(model: keras.Model) -> None:
         _track(model)
 
 
-def restore_from(path: str | os.PathLike[str], model: keras.Model) -> None:
-    """Give a model that was loaded what `attach` has put into its ``.keras`` file.
+@contextlib.contextmanager
+def restored_from(path: str | os.PathLike[str]) -> Iterator[Callable]:
+    """Yield ``restore(model)``, for the model that is loaded from a path in the block.
 
-    Nothing, if the file has no such part. If the values are of another number of
-    replicas, there is a warning, and none is restored.
+    It gives the model what `attach` has put into the file, or nothing if the file has
+    no such part. If the values are of another number of replicas, there is a warning,
+    and none is restored.
     """
-    content = _asset_of(path)
-    if content is not None:
-        _assign_if_fits(model, packing.unpacked(archives.from_bytes(content)))
+    found: list[bytes] = []
+
+    def load(_: keras.Model, folder: str) -> None:
+        file = pathlib.Path(folder, _ASSET)
+        if file.is_file():
+            found.append(file.read_bytes())
+
+    def restore(model: keras.Model) -> None:
+        content = found[0] if found else _asset_of(path)
+        if content is not None:
+            _assign_if_fits(model, packing.unpacked(archives.from_bytes(content)))
+
+    with private.trainer.assets_loaded_by(load):
+        yield restore
 
 
 def save_training_state(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -141,6 +155,7 @@ def _saving(model: keras.Model) -> Callable:
 
 
 def _asset_of(path: str | os.PathLike[str]) -> bytes | None:
+    """Return it from the file, if a model has a ``load_assets`` of its own."""
     name = f"assets/{_ASSET}"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
