@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pathlib
 import sys
 import zipfile
 
@@ -169,9 +170,23 @@ def test_keras_alone_goes_on_with_other_random_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
-def test_replicas(strategy, tmp_path, check_faults):
+@pytest.mark.parametrize(
+    "policy, optimizer",
+    [
+        ("mixed_bfloat16", "window"),
+        *(
+            pytest.param(policy, optimizer, marks=pytest.mark.slow)
+            for policy, optimizer in [
+                ("float32", "window"),
+                ("mixed_float16", "window"),
+                *(("mixed_bfloat16", name) for name in OPTIMIZERS if name != "window"),
+            ]
+        ),
+    ],
+)
+def test_replicas(strategy, policy, optimizer, tmp_path, check_faults):
     run = run_alone if strategy == "mirrored" else run_workers
-    found = run(__file__, str(tmp_path))
+    found = run(__file__, str(tmp_path), policy, optimizer)
     for outcome in [found] if strategy == "mirrored" else found:
         check_faults(SAVED, Outcome(*outcome))
 
@@ -332,16 +347,14 @@ def test_a_model_without_variables(tmp_path):
         keras_mp.save_training_state(model, tmp_path / "state.npz")
 
 
-def on_replicas(folder):
-    strategy = strategy_here()
-    (folder / str(os.getpid())).mkdir()
-    return gone_on(lambda: made(strategy=strategy), folder / str(os.getpid()))
+def on_replicas(folder, policy, optimizer):
+    strategy, own = strategy_here(), pathlib.Path(folder, str(os.getpid()))
+    own.mkdir()
+    return gone_on(lambda: made(policy, optimizer, strategy), own)
 
 
 if __name__ == "__main__":
-    import pathlib
-
     if sys.argv[1] == "load":
         print(json.dumps(go_on(keras_mp.load_model(sys.argv[2]))))
     else:
-        print(json.dumps(on_replicas(pathlib.Path(sys.argv[1]))))
+        print(json.dumps(on_replicas(*sys.argv[1:])))
