@@ -261,8 +261,9 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _place(self, epoch: int, step: int, iterator: Any) -> Place:
         first = epoch if self._first_epoch is None else self._first_epoch
-        if iterator is not None and self._can_save:
-            saved, start = iterators.saved(iterator), self._start_of_epoch
+        saved = iterators.saved(iterator) if self._can_save else None
+        if saved is not None:
+            start = self._start_of_epoch
             return Place(epoch, step, first, randomness.state(), None, saved, start)
         seen, batch = self._last_batch.batch, None
         if step and seen is not None:

@@ -14,8 +14,8 @@ _PREFIX = "iterator"
 def saved(iterator: Any) -> dict[str, np.ndarray] | None:
     """Return the state of an iterator, as the bytes of files by name.
 
-    None if it cannot be saved: on several replicas, or if Python code or random
-    operations make the elements.
+    None if it cannot be saved: on several replicas, if Python code or random operations
+    make the elements, or if they are too large.
     """
     import tensorflow as tf
 
@@ -24,7 +24,7 @@ def saved(iterator: Any) -> dict[str, np.ndarray] | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             _checkpoint(iterator).write(f"{folder}/{_PREFIX}")
-        except (tf.errors.FailedPreconditionError, tf.errors.UnimplementedError):
+        except tf.errors.OpError:
             return None
         return {
             file.name: np.frombuffer(file.read_bytes(), "uint8")

@@ -13,8 +13,6 @@ from keras_mp import distribute, private
 
 _GLOBAL = "global_seed"
 _SEEDS = ("seeds", _GLOBAL)
-# What a scaler has around an inner optimizer. By name: callbacks may add counters.
-_SCALER = ".scaler"
 
 #: The values of a variable by its key: one for each replica, or one that all share.
 Values = dict[str, list[np.ndarray]]
@@ -36,15 +34,10 @@ def variables_of(model: keras.Model) -> dict[str, keras.Variable]:
         "model": model.variables,
         "metrics": model.metrics_variables,
     }
-    named: dict[str, keras.Variable] = {}
-    for name, optimizer in _optimizers(model).items():
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        groups[name] = inner.variables
-        named |= {
-            f"{name}{_SCALER}/{variable.name}": variable
-            for variable in _own_variables(optimizer, inner)
-        }
-    named |= {
+    groups |= {
+        name: optimizer.variables for name, optimizer in _optimizers(model).items()
+    }
+    named = {
         f"{group}/{index}": variable
         for group, variables in groups.items()
         for index, variable in enumerate(variables)
@@ -63,18 +56,22 @@ def left_out_of_files(model: keras.Model) -> Values:
     The states of random generators, and values that differ between replicas, of which
     Keras saves one: statistics of BatchNormalization, sums of a window of accumulation.
     """
-    values = read(variables_of(model))
+    left_out = {
+        key: variable
+        for key, variable in variables_of(model).items()
+        if _group(key) in _SEEDS or distribute.number_of_copies(variable) > 1
+    }
     return {
         key: copies
-        for key, copies in values.items()
-        if len(copies) > 1 or _group(key) in _SEEDS
+        for key, copies in read(left_out).items()
+        if _group(key) in _SEEDS or len(copies) > 1
     }
 
 
 def check_same_model(model: keras.Model, values: Values) -> None:
     """Raise ValueError unless values are those of a model that was made as ``model``.
 
-    Metrics, counters of a scaler and Keras's global generator may come later.
+    Metrics and Keras's global generator may come later.
     """
     here, there = (
         {key for key in keys if not _may_come_later(_group(key))}
@@ -121,19 +118,13 @@ def that_come_later(values: Values) -> Values:
 
 
 def _may_come_later(group: str) -> bool:
-    return group in ("metrics", _GLOBAL) or group.endswith(_SCALER)
+    return group in ("metrics", _GLOBAL)
 
 
 def _numbers(keys: Iterable[str]) -> str:
     """Return how many variables there are, by group, in words."""
     counts = collections.Counter(map(_group, keys))
     return ", ".join(f"{counts[group]} of '{group}'" for group in sorted(counts))
-
-
-def _own_variables(optimizer: Any, inner: Any) -> list[keras.Variable]:
-    """Return the variables of ``optimizer`` that are not those of the inner one."""
-    of_inner = {id(variable) for variable in inner.variables}
-    return [each for each in optimizer.variables if id(each) not in of_inner]
 
 
 def _optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
