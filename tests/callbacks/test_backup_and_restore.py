@@ -59,6 +59,12 @@ DATA = {
 }
 
 
+@pytest.fixture(scope="module")
+def straight():
+    """What a run leaves that is not stopped."""
+    return trained(made(), arrays())
+
+
 def gone_on(make, data, folder, stops, **options):
     """Train, stop after so many batches each time, and go on to the end."""
     for after in stops:
@@ -68,9 +74,19 @@ def gone_on(make, data, folder, stops, **options):
     return trained(make(), data(), [last]), last
 
 
-@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+# What CI has time for: one kind for each way in which a place is found again.
+SHORT = ("all in the buffer", "repeated", "python", "PyDataset in threads")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(data, id=kind, marks=() if kind in SHORT else pytest.mark.slow)
+        for kind, data in DATA.items()
+    ],
+)
 def test_data(data, tmp_path, check_faults):
-    straight, stops = trained(made(), data()), [5, 6, 3]
+    straight, stops = trained(made(), data()), [5, 6]
     found, last = gone_on(made, data, tmp_path, stops, every=2)
     assert last.restored is not None
     same = found == straight
@@ -82,8 +98,7 @@ def test_data(data, tmp_path, check_faults):
 @pytest.mark.parametrize(
     "every", ["epoch", 3, datetime.timedelta(microseconds=1)], ids=str
 )
-def test_every(every, tmp_path):
-    straight = trained(made(), arrays())
+def test_every(every, tmp_path, straight):
     found, last = gone_on(made, arrays, tmp_path, [11, 9], every=every)
     assert last.restored == (2, 0) if every == "epoch" else last.restored > (1, 0)
     assert found == straight
@@ -126,10 +141,9 @@ def test_a_model_that_is_not_built(tmp_path):
     assert found == straight
 
 
-def test_it_changes_nothing(tmp_path):
+def test_it_changes_nothing(tmp_path, straight):
     """Neither what is trained, nor anything that is left behind."""
     folder = tmp_path / "backups"
-    straight = trained(made(), arrays())
     assert trained(made(), arrays(), [BackupAndRestore(folder, every=1)]) == straight
     assert not folder.exists()
 
@@ -164,8 +178,7 @@ def stopped_with_backups(folder, **options):
     return sorted(folder.glob("backup-*.npz"))
 
 
-def test_a_damaged_backup_is_passed_over(tmp_path):
-    straight = trained(made(), arrays())
+def test_a_damaged_backup_is_passed_over(tmp_path, straight):
     *_, newest = stopped_with_backups(tmp_path)
     newest.write_bytes(newest.read_bytes()[:-50])
     last = BackupAndRestore(tmp_path, every=2)
@@ -174,8 +187,7 @@ def test_a_damaged_backup_is_passed_over(tmp_path):
     assert last.restored == (0, 4)
 
 
-def test_only_damaged_backups(tmp_path):
-    straight = trained(made(), arrays())
+def test_only_damaged_backups(tmp_path, straight):
     for file in stopped_with_backups(tmp_path):
         file.write_bytes(b"")
     last = BackupAndRestore(tmp_path, every=2)
@@ -192,11 +204,10 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert not left.exists()
 
 
-def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch):
+def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch, straight):
     def full(*args):
         raise OSError("No space left on device")
 
-    straight = trained(made(), arrays())
     monkeypatch.setattr("os.fsync", full)
     with pytest.warns(UserWarning, match="could not write a backup to .* No space"):
         found = trained(made(), arrays(), [BackupAndRestore(tmp_path / "f", every=9)])
