@@ -243,6 +243,7 @@ ROOMS = {
         "model_files",
         "plot",
         "processes",
+        "saved_files",
         "scaling",
         "tables",
         "terminal",

@@ -91,7 +91,11 @@ class FlightRecorder(SkipCallback):
         self.files = []
         self._causes: set[Any] = set()
         if self._skips is not None:
-            os.makedirs(self.path, exist_ok=True)
+            try:
+                os.makedirs(self.path, exist_ok=True)
+            except OSError as error:
+                self._warn_of(self.path, error)
+                return
             for each in self._of_this_machine(".overflow-*.npz.tmp"):
                 each.unlink(missing_ok=True)  # of a process that was ended
 
@@ -116,11 +120,7 @@ class FlightRecorder(SkipCallback):
         try:
             flight.write(self._flight(skip, overflow, when), path)
         except OSError as error:
-            warnings.warn(
-                f"FlightRecorder could not write {str(path)!r}: {error}. Training goes "
-                "on without it.",
-                stacklevel=2,
-            )
+            self._warn_of(path, error)
             return
         self.files.append(str(path))
         self._remove_older()
@@ -128,6 +128,13 @@ class FlightRecorder(SkipCallback):
             f"FlightRecorder: {overflow}. Repeat it by `keras-mp replay {path} --model "
             "MODEL.keras`.",
             stacklevel=2,
+        )
+
+    def _warn_of(self, path: str | os.PathLike[str], error: OSError) -> None:
+        warnings.warn(
+            f"FlightRecorder could not write {os.fspath(path)!r}: {error}. Training "
+            "goes on without it.",
+            stacklevel=3,
         )
 
     def _flight(self, skip: Skip, overflow: Overflow, when: str) -> flight.Flight:

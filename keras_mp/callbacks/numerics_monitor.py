@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from keras_mp.callbacks.looks import Looks, is_static
@@ -117,17 +118,34 @@ class NumericsMonitor(Looks):
         self._trends = Trends(self.headroom)
         if self._writers is None:
             self._writers = []
-            if self.csv is not None:
-                self._writers.append(CsvWriter(self.csv))
-            if self.log_dir is not None:
-                self._writers.append(TensorBoardWriter(self.log_dir))
+            kinds = (CsvWriter, self.csv), (TensorBoardWriter, self.log_dir)
+            for kind, path in kinds:
+                if path is not None:
+                    with _warned(path):
+                        self._writers.append(kind(path))
 
     def look(self, step: int, batch: Batch, scale: float) -> None:
         loss, layers = self._probe.read(batch, scale, self.rows)
         snapshot = Snapshot(step, scale, loss, layers)
         self._kept.append(snapshot)
-        for writer in self._writers or ():
-            writer.write(snapshot)
+        writers, self._writers = self._writers or [], []
+        for writer in writers:  # one that fails is left out from then on
+            with _warned(self.csv if isinstance(writer, CsvWriter) else self.log_dir):
+                writer.write(snapshot)
+                self._writers.append(writer)
         static = is_static(self.model.optimizer)
         for message in self._trends.warnings(step, layers, scale, static):
             warnings.warn(f"NumericsMonitor: {message}", stacklevel=2)
+
+
+@contextlib.contextmanager
+def _warned(path: Any) -> Iterator[None]:
+    """Warn of a file that cannot be written, as on a full disk; training goes on."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(
+            f"NumericsMonitor could not write {os.fspath(path)!r}: {error}. Training "
+            "goes on without it.",
+            stacklevel=2,
+        )

@@ -16,6 +16,7 @@ import tensorflow as tf
 import keras_mp
 from keras_mp.compare.runner import BASELINE, Run
 from keras_mp.compare.tasks import Job, Task
+from keras_mp.saved_files import written_whole
 from keras_mp.tables import Cell, aligned, number
 
 MIB = 2**20
@@ -229,7 +230,9 @@ def write_json(comparison: Comparison, path: pathlib.Path) -> None:
         "runs": {run.policy: _series(run) for run in runs},
         "wide": {run.policy: _series(run) for run in comparison.wide},
     }
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with written_whole(path) as temporary:
+        temporary.write_text(text)
 
 
 def _series(run: Run) -> dict[str, Any]:
