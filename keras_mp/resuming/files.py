@@ -71,9 +71,10 @@ def save_training_state(model: keras.Model, path: str | os.PathLike[str]) -> Non
 
     Args:
         model: A built Keras model, compiled or not.
-        path: The file, by custom ``*.npz``. One that is there is replaced.
+        path: The file, such as ``state.npz``. One that is there is replaced.
 
     Raises:
+        TypeError: ``model`` is no Keras model, or ``path`` no path.
         ValueError: The model is not built.
         OSError: The file cannot be written.
 
@@ -81,7 +82,7 @@ def save_training_state(model: keras.Model, path: str | os.PathLike[str]) -> Non
 
     >>> keras_mp.save_training_state(model, "state.npz")
     """
-    _check_built("keras_mp.save_training_state", model)
+    _check("keras_mp.save_training_state", model, path)
     state = values.read(values.variables_of(model))
     archives.write(pathlib.Path(path), *packing.packed(state))
 
@@ -95,6 +96,7 @@ def load_training_state(model: keras.Model, path: str | os.PathLike[str]) -> Non
         path: The file.
 
     Raises:
+        TypeError: ``model`` is no Keras model, or ``path`` no path.
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, or of another model; or the model is not
             built. The model is as it was.
@@ -104,8 +106,8 @@ def load_training_state(model: keras.Model, path: str | os.PathLike[str]) -> Non
     >>> keras_mp.save_training_state(model, "state.npz")
     >>> keras_mp.load_training_state(model, "state.npz")
     """
+    _check("keras_mp.load_training_state", model, path)
     called = f"keras_mp.load_training_state(model, {os.fspath(path)!r})"
-    _check_built(called, model)
     try:
         state = packing.unpacked(archives.read(path))
     except archives.Damaged as error:
@@ -130,11 +132,20 @@ def _build_optimizer(model: keras.Model) -> None:
             optimizer.build(model.trainable_variables)
 
 
-def _check_built(called: str, model: keras.Model) -> None:
+def _check(called: str, model: Any, path: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"{called}(model, path) needs a keras model. Got a {type(model).__name__}."
+        )
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"{called}(model, path) needs the path of a file. Got a "
+            f"{type(path).__name__}."
+        )
     if not model.built:
         raise ValueError(
-            f"{called} needs a model that has its variables. Got one that is not "
-            "built. Call it on a batch, or model.build(shape), first."
+            f"{called}(model, path) needs a model that has its variables. Got one that "
+            "is not built. Call it on a batch, or model.build(shape), first."
         )
 
 

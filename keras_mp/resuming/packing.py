@@ -40,11 +40,15 @@ def unpacked(archive: Archive) -> Values:
         Damaged: The archive is another program's, or of a newer version.
     """
     about, arrays = archive
-    if about.get("format") != _FORMAT:
-        raise Damaged("of another kind")
-    if about["version"] > _VERSION:
+    try:
+        is_newer = about["version"] > _VERSION
+        if about["format"] == _FORMAT and not is_newer:
+            return {
+                key: [arrays[f"{key}/{index}"] for index in range(number)]
+                for key, number in about["copies"].items()
+            }
+    except (KeyError, TypeError, AttributeError):
+        is_newer = False
+    if is_newer:
         raise Damaged("written by a newer version of keras_mp, which to install")
-    return {
-        key: [arrays[f"{key}/{index}"] for index in range(number)]
-        for key, number in about["copies"].items()
-    }
+    raise Damaged("of another kind")
