@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         return COMMANDS[arguments.command](arguments) or 0
     except UserError as error:
         return fail(2, name, error)
-    except processes.ChildError as error:
+    except (processes.ChildError, OSError) as error:  # such as of a full disk
         return fail(1, name, error)
 
 

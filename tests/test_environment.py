@@ -7,6 +7,7 @@ a full disk in ``callbacks/test_backup_and_restore.py``.
 """
 
 import errno
+import pathlib
 import threading
 
 import keras
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import keras_mp
-from keras_mp import plot, saved_files
+from keras_mp import cli, plot, saved_files
 from keras_mp.callbacks import FlightRecorder, NumericsMonitor
 
 X = np.linspace(0, 1, 128, dtype="float32").reshape(32, 4)
@@ -140,3 +141,15 @@ def test_training_goes_on_without_a_recorders_folder(tmp_path):
             X, Y, verbose=0, callbacks=[FlightRecorder(tmp_path / "taken" / "flights")]
         )
     assert model.optimizer.stats()["steps"] == 1
+
+
+def test_a_command_on_a_full_disk_ends_with_one_line(tmp_path, monkeypatch, capfd):
+    built("float32").save(tmp_path / "model.keras")
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    out = tmp_path / "model.tflite"
+    out.write_text("what was there")
+    command = ["export", str(tmp_path / "model.keras"), str(out), "--overwrite"]
+    assert cli.main(command) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("keras-mp export: ") and last.endswith("left on device")
+    assert out.read_text() == "what was there"

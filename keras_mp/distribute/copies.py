@@ -9,7 +9,7 @@ def read_copies(variable: keras.Variable) -> list[np.ndarray]:
 
     A list of one array if all replicas have the same. Synchronises with the device.
     """
-    first, *others = [np.array(each) for each in _copies(variable)]
+    first, *others = [_array(each) for each in _copies(variable)]
     same = all(each.tobytes() == first.tobytes() for each in others)
     return [first] if same else [first, *others]
 
@@ -33,6 +33,11 @@ def assign_copies(variable: keras.Variable, values: list[np.ndarray]) -> None:
 def number_of_copies(variable: keras.Variable) -> int:
     """Return how many copies of ``variable`` this machine has."""
     return len(_copies(variable))
+
+
+def _array(copy) -> np.ndarray:
+    # NumPy 2 warns of how TensorFlow's variables become arrays otherwise.
+    return copy.numpy() if hasattr(copy, "numpy") else np.asarray(copy)
 
 
 def _copies(variable: keras.Variable) -> tuple:
