@@ -46,7 +46,9 @@ def restored_from(path: str | os.PathLike[str]) -> Iterator[Callable]:
     """
     found: list[bytes] = []
 
-    def load(_: keras.Model, folder: str) -> None:
+    def load(_: keras.Model, folder: str | None) -> None:
+        if folder is None:  # a model inside, which has no part in the file
+            return
         file = pathlib.Path(folder, _ASSET)
         if file.is_file():
             found.append(file.read_bytes())
