@@ -152,7 +152,7 @@ class Policy(keras.dtype_policies.DTypePolicyMap):
         }
         policy = cls(config["name"], strict=config.get("strict", False), **own)
         policy._quantized = {
-            path: keras.dtype_policies.deserialize(quantized)
+            path: _saved_policy(path, quantized)
             for path, quantized in config.get("quantized", {}).items()
         }
         return policy
@@ -218,6 +218,16 @@ def _named_policy(name):
         raise ValueError(message) from error
     if not keras.backend.is_float_dtype(policy.compute_dtype):
         raise ValueError(message)
+    return policy
+
+
+def _saved_policy(path, config):
+    policy = keras.dtype_policies.deserialize(config)
+    if not isinstance(policy, keras.DTypePolicy):
+        raise ValueError(
+            f"A saved Policy names no dtype policy for layer '{path}'. Got {config!r}. "
+            "The file is damaged or forged: take another copy of it."
+        )
     return policy
 
 
