@@ -106,7 +106,7 @@ class Gan(keras.Model):
         (
             lambda: keras_mp.calibrate_scale(made(), X, Y, headroom=-1),
             ValueError,
-            "0 bits or more",
+            "from 0 to 253 bits",
         ),
         (
             lambda: keras_mp.calibrate_scale(made(), X, Y, headroom=1.5),

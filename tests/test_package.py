@@ -46,7 +46,7 @@ def test_metadata_names_dependencies_and_extras(built):
     _, meta = metadata(built[0])
     required = [text for text in meta.get_all("Requires-Dist") if "extra" not in text]
     assert {text.split(">")[0] for text in required} == {"keras", "numpy", "tensorflow"}
-    extras = {"clients", "demo", "docs", "export", "gpu", "notebooks", "test"}
+    extras = {"clients", "demo", "docs", "export", "gpu", "notebooks", "orbax", "test"}
     assert set(meta.get_all("Provides-Extra")) == extras
     assert meta["Requires-Python"] == ">=3.10"
 

@@ -61,7 +61,7 @@ def test_command_refuses_what_is_no_model(capsys, tmp_path):
         archive.writestr("other", "")
     for path, expected in (
         (tmp_path / "absent.keras", "no such file"),
-        (empty, "a model that Keras can load by itself"),
+        (empty, "holds no config.json, so it is of another kind"),
         (unbuilt, "not built"),
     ):
         assert cli.main(["lint", str(path)]) == 2
