@@ -59,6 +59,7 @@ def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     If the block raises, as on a full disk, ``path`` is as it was, and nothing is left.
     """
+    path = path.absolute()  # which has a name, even if it is '.'
     temporary = temporary_of(path)
     try:
         yield temporary

@@ -302,7 +302,7 @@ def _metrics(state: values.Values) -> int:
 
 
 def _checked_interval(every: Any) -> int | str | datetime.timedelta:
-    if every == "epoch":
+    if isinstance(every, str) and every == "epoch":
         return every
     if isinstance(every, datetime.timedelta):
         if every > datetime.timedelta(0):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,9 @@ from keras_mp.diagnosis.report import Diagnosis, layers_of, underflow
 from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.policies import Policy
 from keras_mp.recording import Batch, Recorder
+
+#: The largest power of two that float32 holds, and the largest scale of any rule.
+_LARGEST = 2.0**127
 
 
 def diagnose(
@@ -52,8 +54,8 @@ def diagnose(
 
     Raises:
         TypeError: ``model`` is not a Keras model.
-        ValueError: ``model`` has no ``call`` or no loss, or ``scale`` is not finite and
-            above 0.
+        ValueError: ``model`` has no ``call`` or no loss, or ``scale`` is not above 0,
+            or more than float32 holds.
 
     Synchronises with the device. It takes as long as some ten steps without a graph,
     and longer where rules are tried.
@@ -71,7 +73,7 @@ def diagnose(
     ('forward', 'overflow', '64 of 64 numbers are inf in float16; it read at most 1')
     """
     given.check_model("keras_mp.diagnose(model, ...)", model, loss)
-    _check_scale(scale)
+    scale = _checked_scale(scale)
     batch = given.as_batch("keras_mp.diagnose", x, y, sample_weight)
     if scale is None:
         scale = present_scale(model)
@@ -110,13 +112,16 @@ def present_scale(model: keras.Model) -> float:
     return 1.0
 
 
-def _check_scale(scale: Any) -> None:
-    is_number = isinstance(scale, numbers.Real) and not isinstance(scale, bool)
-    if scale is not None and not (is_number and 0 < float(scale) < math.inf):
+def _checked_scale(scale: Any) -> float | None:
+    if scale is None:
+        return None
+    number = isinstance(scale, numbers.Real) and not isinstance(scale, bool)
+    if not (number and 0 < scale <= _LARGEST):  # pyright: ignore[reportOperatorIssue]
         raise ValueError(
-            f"keras_mp.diagnose(scale={scale!r}) needs a finite loss scale above 0, "
-            "such as 2.0**15."
+            f"keras_mp.diagnose(scale={scale!r}) needs a finite loss scale above 0 "
+            "that float32 holds, such as 2.0**15."
         )
+    return float(scale)
 
 
 def _remedy(

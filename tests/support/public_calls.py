@@ -75,9 +75,18 @@ def _scope(policy):
         keras.layers.Dense(1)
 
 
-#: What Keras checks, in words of its own, or takes as it is.
+#: What Keras checks, in words of its own, or takes as it is; and what may be anything
+#: that is true or false.
 KERAS_CHECKS = {"activation", "input_signature", "loss", "sample", "sample_weight"}
-KERAS_CHECKS |= {"optimizer", "inner_optimizer", "x", "y"}
+KERAS_CHECKS |= {"optimizer", "inner_optimizer", "overwrite", "verify", "x", "y"}
+
+#: What Keras, matplotlib and Python say of a name that they do not know.
+UNKNOWN_NAMES = (
+    "Could not locate class",
+    "embedded null byte",
+    "extension for saving",
+    "is not supported",
+)
 
 
 def calls(folder, diagnosis):
