@@ -133,6 +133,15 @@ def test_training_goes_on_without_a_monitors_file(tmp_path, there):
     assert_same(model.get_weights(), trained("mixed_float16"))
 
 
+def test_training_goes_on_without_the_logs_of_tensorboard(tmp_path):
+    (tmp_path / "taken").write_text("")
+    model = built("mixed_float16")
+    monitor = NumericsMonitor(every=1, log_dir=tmp_path / "taken" / "logs")
+    with pytest.warns(UserWarning, match="NumericsMonitor could not write.*goes on"):
+        model.fit(X, Y, batch_size=8, shuffle=False, verbose=0, callbacks=[monitor])
+    assert_same(model.get_weights(), trained("mixed_float16"))
+
+
 def test_training_goes_on_without_a_recorders_folder(tmp_path):
     (tmp_path / "taken").write_text("")
     model = built("mixed_float16")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +77,15 @@ class CsvWriter:
             )
 
 
+@contextlib.contextmanager
+def _with_os_errors() -> Iterator[None]:
+    """Raise what TensorFlow raises of files as Python's own writers do."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise OSError(error.message) from None
+
+
 class TensorBoardWriter:
     """Writes scalars and histograms of exponents, which TensorBoard shows.
 
@@ -82,11 +93,16 @@ class TensorBoardWriter:
 
     Args:
         folder: The folder of the logs.
+
+    Raises:
+        OSError: Nothing can be written there; by ``write`` too.
     """
 
+    @_with_os_errors()
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._writer = tf.summary.create_file_writer(os.fspath(folder))
 
+    @_with_os_errors()
     def write(self, snapshot: Snapshot) -> None:
         """Add the scalars and histograms of a `Snapshot`."""
         with self._writer.as_default(snapshot.step), tf.summary.record_if(True):

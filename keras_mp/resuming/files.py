@@ -204,9 +204,12 @@ def _track(model: keras.Model) -> None:
             return archives.to_bytes(*packing.packed(state))
 
         def deserialize(self, content: bytes) -> None:
+            state = packing.unpacked(archives.from_bytes(content))
             # TensorFlow restores the variables later, those of an optimizer that is
-            # not built when it is.
-            pending[:] = [packing.unpacked(archives.from_bytes(content))]
+            # not built when it is. Random generators are not among them.
+            pending[:] = [state]
+            shared = {key: each for key, each in state.items() if len(each) == 1}
+            _assign_if_fits(owner(), shared)
 
     def assigning(make: Callable) -> Callable:
         @functools.wraps(make)

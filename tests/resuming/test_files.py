@@ -198,6 +198,18 @@ def test_another_process(tmp_path):
     assert run_alone(__file__, "load", str(tmp_path / "model.keras")) == go_on(model)
 
 
+def test_a_checkpoint_restores_random_generators_at_once(tmp_path):
+    """For loops of the user's own, which never call ``fit``."""
+    model = made()
+    train(model, FIRST)
+    seed = model.layers[1].seed_generator.state.numpy().tolist()
+    path = tf.train.Checkpoint(model=model).save(str(tmp_path / "checkpoint"))
+    other = made()
+    assert other.layers[1].seed_generator.state.numpy().tolist() != seed
+    tf.train.Checkpoint(model=other).restore(path)
+    assert other.layers[1].seed_generator.state.numpy().tolist() == seed
+
+
 # Keras 3.15 finds variables by path, and that of a Sequential model's is another one in
 # the model that it loads: without a word it loads nothing.
 @pytest.mark.skipif(
