@@ -128,7 +128,7 @@ ROOMS = {
         "wrapping",
     },
     "archives": {"saved_files"},
-    "resuming": {"archives", "distribute", "private", "wrapping"},
+    "resuming": {"archives", "distribute", "private", "saved_files", "wrapping"},
     "guarded": {
         "distribute",
         "dtypes",

@@ -17,6 +17,7 @@ import keras
 from keras_mp import archives, distribute, private
 from keras_mp.resuming import packing, values
 from keras_mp.resuming.values import Values
+from keras_mp.saved_files import checked_path
 from keras_mp.wrapping import wrap_once
 
 # Its name among the assets of a ``.keras`` file.
@@ -139,11 +140,7 @@ def _check(called: str, model: Any, path: Any) -> None:
         raise TypeError(
             f"{called}(model, path) needs a keras model. Got a {type(model).__name__}."
         )
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(
-            f"{called}(model, path) needs the path of a file. Got a "
-            f"{type(path).__name__}."
-        )
+    checked_path(called, "path", path)
     if not model.built:
         raise ValueError(
             f"{called}(model, path) needs a model that has its variables. Got one that "
