@@ -111,7 +111,7 @@ def wrap_optimizer(
         optimizer = checked_optimizer(optimizer, rule, settings)
         optimizer = wrapped(model, optimizer, rule, settings)
     distribute.prepare_steps(model, optimizer)
-    execution.run_in_graph(model)
+    execution.speed_up(model)
     resuming.attach(model)
     return optimizer
 

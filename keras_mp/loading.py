@@ -97,7 +97,7 @@ def load_model(
         protect(model, optimizer)
     if optimizer is not None:
         distribute.prepare_steps(model, optimizer)
-        execution.run_in_graph(model)
+        execution.speed_up(model)
         heads.keep_in_float32(model)
         guards.fall_back(model)
         private.trainer.keep_bare_when_loaded(model)

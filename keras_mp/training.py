@@ -130,7 +130,7 @@ def compile(
             private.trainer.keep_bare_when_loaded(model)
         for optimizer in optimizers:
             distribute.prepare_steps(model, optimizer)
-        execution.run_in_graph(model)
+        execution.speed_up(model)
         resuming.attach(model)
         guards.fall_back(model)
         if calibrates:

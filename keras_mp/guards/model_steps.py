@@ -84,7 +84,7 @@ def fall_back(model: keras.Model) -> None:
     )
 
 
-def _falling_back(model, make):
+def _falling_back(model, _, make):
     """Return the function that ``make()`` makes to run steps, tried in three ways."""
     function = make()
 

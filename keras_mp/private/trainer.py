@@ -2,11 +2,16 @@
 
 import contextlib
 import functools
+import inspect
 
 import keras
 
 from keras_mp.private import attributes, graphs, layers
 from keras_mp.wrapping import wrap_once
+
+# What a step calls of a model, and of what ``compile`` was given.
+_METHODS = ("call", "compute_loss", "compute_metrics")
+_MEASURES = ("loss", "metrics", "weighted_metrics")
 
 
 def forget_compiled(model):
@@ -58,14 +63,36 @@ def forget_dtypes(model):
         graphs.widen_made_input(model._layers)
 
 
+def runs_own_code(model, step):
+    """Return whether ``step`` of the compiled ``model`` runs code of the user's own.
+
+    Args:
+        model: A Keras model.
+        step: Its ``train_step`` or ``test_step``, which keras_mp may have wrapped.
+    """
+    methods = [getattr(type(model), name) for name in _METHODS]
+    given = [model._compile_config.config.get(name) for name in _MEASURES]
+    measures = [
+        code
+        for each in keras.tree.flatten(given)
+        if each is not None and not isinstance(each, str)
+        # Keras's wrappers of functions have them as attributes.
+        for code in (each, getattr(each, "fn", None), getattr(each, "_fn", None))
+    ]
+    code = [inspect.unwrap(step), *methods, *filter(None, measures)]
+    own = any(map(layers.has_own_call, layers.walk(model)))
+    return own or not all(map(layers.is_code_of_keras, code))
+
+
 def build_for(model, data):
     """Create the variables of ``model``, its metrics and its optimizer for ``data``.
 
     Keras does so before ``fit`` under a strategy only; an eager step creates variables
     when it needs them. A model without a usable ``call`` cannot be built from its data,
-    and is left to its own ``train_step``.
+    and is left to its own ``train_step``. Whatever else is wrong, that step finds it
+    too, and says so as it does with Keras.
     """
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(Exception):
         model._symbolic_build(data_batch=data)
 
 
@@ -207,18 +234,19 @@ def track(model, part, name):
 
 
 def run_steps_with(model, choose, mark):
-    """Have ``choose(make)`` replace what ``fit`` and ``evaluate`` call to execute.
+    """Have ``choose(step, make)`` replace what ``fit`` and ``evaluate`` call.
 
     Keras keeps it as ``train_function`` and ``test_function``, and makes both anew in
-    ``_make_function``. ``make()`` makes it as well: given an iterator, it runs
-    ``steps_per_execution`` steps; given a list, a step for each batch in it. Does
-    nothing the second time with the same ``mark``.
+    ``_make_function``. ``make()`` makes it as well from ``step``, the ``train_step`` or
+    ``test_step``: given an iterator, it runs ``steps_per_execution`` steps; given a
+    list, a step for each batch in it. Does nothing the second time with the same
+    ``mark``.
     """
 
     def choosing(make):
         @functools.wraps(make)
         def chosen(step):
-            return choose(functools.partial(make, step))
+            return choose(step, functools.partial(make, step))
 
         return chosen
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_mp
 from keras_mp import private
 
 
@@ -35,6 +36,79 @@ def test_build_for_creates_every_variable():
     assert before == after
     private.trainer.build_for(model, (tf.constant(x), tf.constant(y)))
     assert len(model.variables) == after[0]
+
+
+class Gan(keras.Model):
+    """Trains by a step of its own, and refuses to be called with its data."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = keras.layers.Dense(1)
+
+    def call(self, inputs):
+        raise ValueError("needs two inputs")
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean(keras.losses.mean_squared_error(y, self.part(x)))
+            loss = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(loss, self.part.trainable_variables)
+        self.optimizer.apply(gradients, self.part.trainable_variables)
+        return {"loss": loss}
+
+
+def test_an_eager_model_that_cannot_be_called_trains_by_its_own_step():
+    model = Gan()
+    optimizer = keras.optimizers.SGD()
+    keras_mp.compile(model, optimizer, policy="mixed_float16", run_eagerly=True)
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
+    assert model.optimizer.stats()["steps"] == 1
+
+
+def dense(**options):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", **{"loss": "mse"} | options)
+    return model
+
+
+def own(y, prediction):
+    return keras.ops.mean(y - prediction)
+
+
+class OwnMetrics(keras.Sequential):
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        return {}
+
+
+def with_own_metrics():
+    model = OwnMetrics([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    return model
+
+
+def with_own_step():
+    model = dense()
+    model.train_step = lambda data: {"loss": 0.0}
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (dense, False),
+        (lambda: dense(metrics=["mae", keras.metrics.AUC()]), False),
+        (lambda: dense(loss=[keras.losses.huber]), False),
+        (lambda: dense(loss=own), True),
+        (lambda: dense(metrics=[keras.metrics.MeanMetricWrapper(own)]), True),
+        (lambda: dense(weighted_metrics=[own]), True),
+        (with_own_metrics, True),
+        (with_own_step, True),
+    ],
+)
+def test_own_code_is_found_wherever_a_step_calls_it(make, expected):
+    model = make()
+    assert private.trainer.runs_own_code(model, model.train_step) == expected
 
 
 def under_a_strategy():
@@ -81,7 +155,7 @@ def test_build_from_leaves_a_model_without_call_to_its_train_step():
 def test_run_steps_with_gets_a_function_that_takes_lists_of_batches():
     functions = []
 
-    def choose(make):
+    def choose(step, make):
         function = make()
         functions.append(function)
         return lambda iterator: function([next(iterator)])

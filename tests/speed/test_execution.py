@@ -103,6 +103,120 @@ def test_each_batch_is_traced_once_by_its_shape():
     assert len(traced) == 1
 
 
+@pytest.fixture
+def updates(monkeypatch):
+    """The list of all calls of the optimizer, each of which traces an update."""
+    made = []
+    apply = keras_mp.LossScaleOptimizer.apply_gradients
+
+    def counted(optimizer, *arguments):
+        made.append(optimizer)
+        return apply(optimizer, *arguments)
+
+    monkeypatch.setattr(keras_mp.LossScaleOptimizer, "apply_gradients", counted)
+    return made
+
+
+def two_outputs(compile, **options):
+    x = keras.Input((4,))
+    outputs = [keras.layers.Dense(1, name=name)(x) for name in "ab"]
+    two = keras.Model(x, outputs)
+    losses = [keras.losses.MeanSquaredError(), "mae"]
+    compile(two, "adam", losses, metrics=[["mae"], []], **options)
+    return two
+
+
+def fit_two(two):
+    x, y = next(iter(batches()))
+    two.fit(x, [y, y], epochs=2, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"jit_compile": True}, {"steps_per_execution": 2}],
+    ids=str,
+)
+def test_a_step_is_traced_once_though_it_needs_new_variables(updates, options):
+    one = model(keras_mp.compile, policy="mixed_float16", **options)
+    one.fit(batches(), shuffle=False, epochs=2, verbose=0)
+    assert len(updates) == 1
+    fit_two(two_outputs(keras_mp.compile, policy="mixed_float16", **options))
+    assert len(updates) == 2
+
+
+def shapes(variables):
+    return [(tuple(variable.shape), variable.dtype) for variable in variables]
+
+
+def test_variables_are_those_of_keras():
+    ours = two_outputs(keras_mp.compile, policy="mixed_float16")
+    bare = two_outputs(plain)
+    for each in ours, bare:
+        fit_two(each)
+    found, wanted = ours.optimizer.inner_optimizer.variables, bare.optimizer.variables
+    assert shapes(found) == shapes(wanted)
+    assert shapes(ours.metrics_variables) == shapes(bare.metrics_variables)
+
+
+def test_evaluation_makes_no_variables_of_the_optimizer():
+    one = model(keras_mp.compile, policy="mixed_float16")
+    one.evaluate(batches(), verbose=0)
+    assert not one.optimizer.inner_optimizer.built
+
+
+def test_a_frozen_model_can_be_thawed():
+    one = model(keras_mp.compile)
+    one.trainable = False
+    with pytest.warns(UserWarning, match="any trainable weights"):
+        one.fit(batches(), shuffle=False, verbose=0)
+    one.trainable = True
+    keras_mp.compile(one, keras.optimizers.Adam(0.1), "mse")
+    before = one.get_weights()
+    one.fit(batches(), shuffle=False, verbose=0)
+    assert not np.array_equal(before[0], one.get_weights()[0])
+
+
+class WithLateHead(keras.layers.Layer):
+    """Has a layer that is called, and so built, in training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = keras.layers.Dense(4)
+
+    def build(self, shape):
+        pass
+
+    def call(self, inputs, training=False):
+        return self.head(inputs) if training else inputs
+
+
+def own_loss(y, prediction):
+    own_loss.calls += 1
+    return keras.ops.mean(keras.ops.square(y - prediction))
+
+
+def test_what_the_users_own_layer_creates_in_training_is_trained():
+    made = []
+    for compile in keras_mp.compile, plain:
+        late = keras.Sequential([keras.Input((4,)), WithLateHead()])
+        late.add(keras.layers.Dense(1))
+        compile(late, keras.optimizers.Adam(0.1), "mse")
+        late.fit(batches(), shuffle=False, verbose=0)
+        made.append(shapes(late.optimizer.variables))
+    assert made[0] == made[1]
+
+
+def test_the_users_own_loss_and_metric_are_called_as_often_as_with_keras():
+    calls = []
+    for compile in keras_mp.compile, plain:
+        own_loss.calls = 0
+        own = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        compile(own, keras.optimizers.Adam(0.1), own_loss, metrics=[own_loss])
+        own.fit(batches(), shuffle=False, verbose=0)
+        calls.append(own_loss.calls)
+    assert calls[0] == calls[1]
+
+
 def test_a_second_compile_changes_nothing():
     twice = model(keras_mp.compile)
     make = twice._make_function
