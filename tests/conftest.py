@@ -1,6 +1,5 @@
 """Every test starts with Keras's own defaults and the same seeds."""
 
-import gc
 import os
 import pathlib
 import sys
@@ -12,6 +11,7 @@ sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 import keras  # noqa: E402
 import pytest  # noqa: E402
+from support import quick  # noqa: E402
 
 from keras_mp import hardware  # noqa: E402
 
@@ -51,15 +51,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What was imported stays; the garbage collector need not look at it each time.
-
-    TensorFlow and Keras are 400,000 objects, which take a third of a second. Python
-    looks through all other objects whenever a quarter are new, which is often where
-    few are left: as often as the thresholds say took 12 % of the suite's time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 50)
+    quick.save_time()
 
 
 def pytest_runtest_setup(item):

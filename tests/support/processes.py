@@ -20,6 +20,7 @@ import warnings
 
 from keras_mp.processes import free_addresses
 
+from . import quick
 from .cells import STRATEGIES
 
 
@@ -94,6 +95,7 @@ def _run(program, arguments, environment, stdout, stderr):
     os.environ.update(environment)
     sys.argv = [program, *arguments]
     warnings.simplefilter("ignore")
+    quick.save_time()
     status = 0
     try:
         run = runpy.run_path if os.path.isabs(program) else runpy.run_module
