@@ -1,55 +1,21 @@
 """A monitor reads every layer, warns of trends by name, and changes nothing."""
 
 import csv
-import functools
-import json
 import math
-import sys
 import warnings
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.processes import make_strategy, run_alone
 from support.updates import assert_same
-from support.watched import compiled, data, fit, state
+from support.watched import LAYERS, compiled, data, fit, state
 
 import keras_mp
 from keras_mp.callbacks import NumericsMonitor
 from keras_mp.scaling import StaticLossScale
 
-LAYERS = [
-    "net/first",
-    "net/block_1/ffn",
-    "net/block_1/norm",
-    "net/block_1/drop",
-    "net/block_2/ffn",
-    "net/block_2/norm",
-    "net/block_2/drop",
-    "net/head",
-]
-
-
 # Nothing is changed.
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float32"])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 4}],
-    ids=["plain", "eager", "jit", "several"],
-)
-def test_training_is_the_same_bit_for_bit(policy, options, tmp_path):
-    alone = compiled(policy, **options)
-    expected = fit(alone, [], rows=22)
-    monitor = NumericsMonitor(2, csv=tmp_path / "m.csv", log_dir=tmp_path)
-    model = compiled(policy, **options)
-    assert fit(model, [monitor], rows=22) == expected
-    assert_same(state(model), state(alone))
-    # A healthy run: a warning would fail the test.
-    assert [each.step for each in monitor.history] == list(range(2, 19, 2))
-    assert list(monitor.history[0].layers) == LAYERS
 
 
 def test_a_model_compiled_by_keras_alone():
@@ -356,58 +322,3 @@ def test_a_model_without_a_call():
     model.compile()
     with pytest.raises(ValueError, match="has none. Leave the callback out"):
         fit(model, [NumericsMonitor(1)])
-
-
-# Two replicas, in a process of its own.
-
-
-@functools.cache
-def run_group(group):
-    return run_alone(__file__, group)
-
-
-def test_two_replicas():
-    result = run_group("mirrored")
-    assert result["same"]
-    assert result["layers"] == LAYERS
-    # Half of a batch of 4, and half of its gradient.
-    assert result["size"] == 2 * 16
-    assert result["largest"] == pytest.approx(result["expected"], rel=0.01)
-
-
-def group_mirrored():
-    strategy = make_strategy("mirrored-2")
-
-    def train(callbacks):
-        with strategy.scope():
-            model = compiled()
-        return model, fit(model, callbacks, rows=18, shuffle=False)
-
-    alone, expected = train([])
-    monitor = NumericsMonitor(2)
-    model, history = train([monitor])
-    same = all(
-        a.tobytes() == b.tobytes()
-        for a, b in zip(state(model), state(alone), strict=True)
-    )
-    reading = monitor.history[0].layers
-    single = NumericsMonitor(1)
-    x, y = data(18)
-    first = NumericsMonitor(1)
-    with strategy.scope():
-        model = compiled()
-    model.fit(x[:4], y[:4], batch_size=4, shuffle=False, verbose=0, callbacks=[first])
-    # The mean over two rows of one device is twice the replica's.
-    model = compiled()
-    model.fit(x[:2], y[:2], batch_size=2, shuffle=False, verbose=0, callbacks=[single])
-    return {
-        "same": same and history == expected,
-        "layers": list(reading),
-        "size": reading["net/first"].output.size,
-        "largest": first.history[0].layers["net/head"].gradient.largest,
-        "expected": single.history[0].layers["net/head"].gradient.largest / 2,
-    }
-
-
-if __name__ == "__main__":
-    print(json.dumps(globals()[f"group_{sys.argv[1]}"]()))

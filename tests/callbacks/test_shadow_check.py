@@ -1,42 +1,16 @@
 """Gradients beside float32's: faults by the name of their layer, nothing changed."""
 
-import functools
-import json
 import math
-import sys
 import warnings
 
 import keras
-import numpy as np
 import pytest
 from support import watched
-from support.processes import make_strategy, run_alone
-from support.updates import assert_same
-from support.watched import data, fit, state
+from support.watched import Coarse, data, fit
 
 import keras_mp
 from keras_mp.callbacks import ShadowCheck
 from keras_mp.scaling import StaticLossScale
-
-
-@keras.saving.register_keras_serializable("test_shadow_check")
-class Coarse(keras.layers.Layer):
-    """Rounds what flows back to a few bits, in low precision only: a planted fault."""
-
-    def call(self, x):
-        if x.dtype == "float32":
-            return x
-
-        @keras.ops.custom_gradient
-        def coarse(x):
-            def back(*args, upstream=None):
-                upstream = args[0] if upstream is None else upstream
-                largest = keras.ops.max(keras.ops.abs(upstream))
-                return keras.ops.round(upstream / largest) * largest
-
-            return x, back
-
-        return coarse(x)
 
 
 def compiled(policy="mixed_float16", faulty=(), **options):
@@ -55,24 +29,6 @@ WITH_WEIGHTS = [
     "net/block_3/norm",
     "net/head",
 ]
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 4}],
-    ids=["plain", "eager", "jit", "several"],
-)
-def test_training_is_the_same_bit_for_bit(policy, options):
-    alone = compiled(policy, **options)
-    expected = fit(alone, [], rows=22)
-    check = ShadowCheck(2)
-    model = compiled(policy, **options)
-    # A healthy run: a warning would fail the test.
-    assert fit(model, [check], rows=22) == expected
-    assert_same(state(model), state(alone))
-    assert [each.step for each in check.history] == list(range(2, 19, 2))
-    assert list(check.history[0].layers) == WITH_WEIGHTS
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -192,50 +148,3 @@ def test_an_adapted_normalization_is_left_as_it_was():
 def test_bad_numbers(arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         ShadowCheck(**arguments)
-
-
-@functools.cache
-def run_group(group):
-    return run_alone(__file__, group)
-
-
-def test_two_replicas():
-    result = run_group("mirrored")
-    assert result["same"]
-    assert result["layers"] == WITH_WEIGHTS
-    assert result["cosine"] > 0.98
-    assert "net/block_2/ffn" in result["named"]
-    assert not {"net/block_3/ffn", "net/head"} & set(result["named"])
-
-
-def group_mirrored():
-    strategy = make_strategy("mirrored-2")
-
-    def train(callbacks, faulty=()):
-        with strategy.scope():
-            model = compiled(faulty=faulty)
-        return model, fit(model, callbacks, rows=18, shuffle=False)
-
-    alone, expected = train([])
-    check = ShadowCheck(2)
-    model, history = train([check])
-    same = all(
-        a.tobytes() == b.tobytes()
-        for a, b in zip(state(model), state(alone), strict=True)
-    )
-    layers = check.history[0].layers
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train([ShadowCheck(1)], faulty=["block_2"])
-    found = [str(each.message) for each in caught if "Shadow" in str(each.message)]
-    return {
-        "same": same and history == expected,
-        "layers": list(layers),
-        # Two rows make a small variance, and large gradients before it: some overflow.
-        "cosine": np.nanmin([each.error.cosine for each in layers.values()]),
-        "named": [message.split()[3] for message in found],
-    }
-
-
-if __name__ == "__main__":
-    print(json.dumps(globals()[f"group_{sys.argv[1]}"]()))

@@ -6,6 +6,37 @@ import numpy as np
 import keras_mp
 from keras_mp.scaling import DynamicLossScale
 
+LAYERS = [
+    "net/first",
+    "net/block_1/ffn",
+    "net/block_1/norm",
+    "net/block_1/drop",
+    "net/block_2/ffn",
+    "net/block_2/norm",
+    "net/block_2/drop",
+    "net/head",
+]
+
+
+@keras.saving.register_keras_serializable("watched")
+class Coarse(keras.layers.Layer):
+    """Rounds what flows back to a few bits, in low precision only: a planted fault."""
+
+    def call(self, x):
+        if x.dtype == "float32":
+            return x
+
+        @keras.ops.custom_gradient
+        def coarse(x):
+            def back(*args, upstream=None):
+                upstream = args[0] if upstream is None else upstream
+                largest = keras.ops.max(keras.ops.abs(upstream))
+                return keras.ops.round(upstream / largest) * largest
+
+            return x, back
+
+        return coarse(x)
+
 
 def data(rows=24):
     random = np.random.default_rng(0)
