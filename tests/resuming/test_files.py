@@ -127,12 +127,12 @@ WAYS = [
 ]
 
 
-def gone_on(make, folder):
-    """Return the `Outcome` of all ways to go on, lost where it is not bit for bit."""
+def gone_on(make, folder, ways=WAYS):
+    """Return the `Outcome` of ways to go on, lost where it is not bit for bit."""
     model = make()
     train(model, FIRST)
     loads = {}
-    for way in WAYS:
+    for way in ways:
         (folder / way.__name__).mkdir()
         loads[way.__name__] = way(model, make, folder / way.__name__)
     straight = go_on(model)
@@ -140,24 +140,38 @@ def gone_on(make, folder):
     return Outcome(len(loads), len(loads) - len(lost), tuple(lost))
 
 
-# What CI has time for: moments and sums of a window, and averages that overwrite.
-SHORT = ("window", "average")
+# One way of each kind: Keras's file, ours, and a checkpoint of TensorFlow.
+KINDS = [by_keras_file, by_training_state, by_tf_checkpoint]
 
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        pytest.param(name, marks=() if name in SHORT else pytest.mark.slow)
-        for name in OPTIMIZERS
+# What CI has time for: each way with the sums of a window, under which policy is told
+# apart by each way too, and one of each kind with averages that overwrite.
+SHORT = {
+    ("mixed_bfloat16", "window"): WAYS,
+    ("mixed_bfloat16", "average"): KINDS,
+    ("float32", "window"): [by_keras_file, by_weights_and_state, by_checkpoint_manager],
+    ("mixed_float16", "window"): [
+        by_model_checkpoint,
+        by_training_state,
+        by_tf_checkpoint,
     ],
-)
-def test_optimizers(optimizer, tmp_path, check_faults):
-    check_faults(SAVED, gone_on(lambda: made(optimizer=optimizer), tmp_path))
+}
+EACH = [
+    *(("mixed_bfloat16", name) for name in OPTIMIZERS),
+    ("float32", "window"),
+    ("mixed_float16", "window"),
+]
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-def test_policies(policy, tmp_path, check_faults):
-    check_faults(SAVED, gone_on(lambda: made(policy), tmp_path))
+@pytest.mark.parametrize("policy, optimizer", SHORT)
+def test_policies_and_optimizers(policy, optimizer, tmp_path, check_faults):
+    ways = SHORT[policy, optimizer]
+    check_faults(SAVED, gone_on(lambda: made(policy, optimizer), tmp_path, ways))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy, optimizer", EACH)
+def test_each_way_with_each(policy, optimizer, tmp_path, check_faults):
+    check_faults(SAVED, gone_on(lambda: made(policy, optimizer), tmp_path))
 
 
 def test_keras_alone_goes_on_with_other_random_numbers(tmp_path):
@@ -169,26 +183,24 @@ def test_keras_alone_goes_on_with_other_random_numbers(tmp_path):
     assert go_on(keras.saving.load_model(tmp_path / "model.keras")) != straight
 
 
-@pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
-@pytest.mark.parametrize(
-    "policy, optimizer",
-    [
-        ("mixed_bfloat16", "window"),
-        *(
-            pytest.param(policy, optimizer, marks=pytest.mark.slow)
-            for policy, optimizer in [
-                ("float32", "window"),
-                ("mixed_float16", "window"),
-                *(("mixed_bfloat16", name) for name in OPTIMIZERS if name != "window"),
-            ]
-        ),
-    ],
-)
-def test_replicas(strategy, policy, optimizer, tmp_path, check_faults):
+def check_replicas(strategy, folder, check_faults, *arguments):
     run = run_alone if strategy == "mirrored" else run_workers
-    found = run(__file__, str(tmp_path), policy, optimizer)
+    found = run(__file__, str(folder), *arguments)
     for outcome in [found] if strategy == "mirrored" else found:
         check_faults(SAVED, Outcome(*outcome))
+
+
+@pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
+def test_replicas(strategy, tmp_path, check_faults):
+    short = ("mixed_bfloat16", "window", "KINDS")
+    check_replicas(strategy, tmp_path, check_faults, *short)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
+@pytest.mark.parametrize("policy, optimizer", EACH)
+def test_each_on_replicas(strategy, policy, optimizer, tmp_path, check_faults):
+    check_replicas(strategy, tmp_path, check_faults, policy, optimizer, "WAYS")
 
 
 def test_another_process(tmp_path):
@@ -362,10 +374,10 @@ def test_a_model_without_variables(tmp_path):
         keras_mp.save_training_state(model, tmp_path / "state.npz")
 
 
-def on_replicas(folder, policy, optimizer):
+def on_replicas(folder, policy, optimizer, ways):
     strategy, own = strategy_here(), pathlib.Path(folder, str(os.getpid()))
     own.mkdir()
-    return gone_on(lambda: made(policy, optimizer, strategy), own)
+    return gone_on(lambda: made(policy, optimizer, strategy), own, globals()[ways])
 
 
 if __name__ == "__main__":
