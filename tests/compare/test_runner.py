@@ -16,13 +16,24 @@ import time
 
 import pytest
 from support.own_files import save_data, save_model
+from support.spawned import forked_instead
 
-from keras_mp import cli, hardware, processes
+from keras_mp import cli, commands, hardware, processes
 from keras_mp.compare import runner, tasks, worker
 
 TIMEOUT = 240  # seconds, for runs that must not hang
 # Two runs instead of three, where any number of them does.
 TWO_RUNS = ["--policy", "mixed_bfloat16"]
+
+
+@pytest.fixture
+def forked():
+    """Let the children of a comparison start without an import of TensorFlow.
+
+    `test_interrupting_a_command_ends_its_children` starts them as users do.
+    """
+    with forked_instead():
+        yield
 
 
 @pytest.fixture
@@ -54,7 +65,7 @@ def test_bfloat16_is_not_asked_of_a_onednn_that_may_not(
     assert runner.variables_of(policy) == expected
 
 
-def test_own_model_end_to_end_in_float16(files, capfd):
+def test_own_model_end_to_end_in_float16(files, forked, capfd):
     options = ["--policy", "mixed_float16", "--epochs", "2", "--batch-size", "8"]
     assert cli.main(["train", *files, *options]) == 0
     output, errors = capfd.readouterr()
@@ -75,7 +86,7 @@ def test_own_model_end_to_end_in_float16(files, capfd):
     assert starts[0] == pytest.approx(starts[1], rel=0.02)  # the same weights, batch
 
 
-def test_three_rows_by_default(files, capfd, monkeypatch):
+def test_three_rows_by_default(files, forked, capfd, monkeypatch):
     monkeypatch.setattr(hardware, "native_policies", lambda: ("mixed_bfloat16",))
     assert cli.main(["train", *files, "--epochs", "2", "--batch-size", "8"]) == 0
     output, errors = capfd.readouterr()
@@ -90,7 +101,7 @@ def test_three_rows_by_default(files, capfd, monkeypatch):
     assert (pathlib.Path(files[-1]) / "mine.png").exists()
 
 
-def test_replicas_on_logical_cpus(files, capfd):
+def test_replicas_on_logical_cpus(files, forked, capfd):
     options = ["--replicas", "2", "--policy", "mixed_float16"]
     sizes = ["--epochs", "1", "--batch-size", "9"]
     assert cli.main(["train", *files, *options, *sizes]) == 0
@@ -99,7 +110,7 @@ def test_replicas_on_logical_cpus(files, capfd):
     assert "batch size 8 instead of 9" in output
 
 
-def test_workers_train_as_one_process_does(files, capfd):
+def test_workers_train_as_one_process_does(files, forked, capfd):
     options = ["--policy", "mixed_float16", "--epochs", "2", "--batch-size", "8"]
     assert cli.main(["train", *files, *options, "--workers", "2"]) == 0
     assert not multiprocessing.active_children()
@@ -119,14 +130,16 @@ def test_workers_train_as_one_process_does(files, capfd):
         assert validation == pytest.approx(expected, tolerance)
 
 
-def test_what_a_child_refuses_is_told_without_a_traceback(tmp_path, files, capfd):
+def test_what_a_child_refuses_is_told_without_a_traceback(
+    tmp_path, files, forked, capfd
+):
     save_model(tmp_path / "mine.keras", compiled=False)
     assert cli.main(["train", *files, *TWO_RUNS]) == 2
     errors = capfd.readouterr().err
     assert "add --loss" in errors and "Traceback" not in errors
 
 
-def test_a_child_that_fails_shows_its_last_lines(files, capfd, monkeypatch):
+def test_a_child_that_fails_shows_its_last_lines(files, forked, capfd, monkeypatch):
     monkeypatch.setattr(worker, "main", operator.truediv)  # fails: three arguments
     assert cli.main(["train", *files, *TWO_RUNS]) == 1
     errors = capfd.readouterr().err
@@ -135,33 +148,30 @@ def test_a_child_that_fails_shows_its_last_lines(files, capfd, monkeypatch):
     assert not multiprocessing.active_children()
 
 
+def children():
+    """Return the processes that there are, in the order of their start."""
+    return sorted(
+        multiprocessing.active_children(),
+        key=lambda process: int(process.name.rpartition("-")[2]),
+    )
+
+
 @pytest.mark.parametrize(
     "workers, name",
     [("1", "the mixed_bfloat16 run"), ("2", "worker 1 of the float32 run")],
 )
-def test_a_killed_child_does_not_hang(files, workers, name):
+def test_a_killed_child_does_not_hang(files, forked, capfd, monkeypatch, workers, name):
     """SIGKILL in the middle, as by the system when memory runs out."""
-    script = """
-        import multiprocessing, sys
-        from keras_mp import cli, commands
-        def show(line):
-            print(line)
-            if "model:" in line:
-                (second,) = (
-                    process for process in multiprocessing.active_children()
-                    if process.name.endswith("-2")
-                )
-                second.kill()
-        if __name__ == "__main__":
-            commands.show = show
-            sys.exit(cli.main(sys.argv[1:]))
-    """
-    options = [*TWO_RUNS, "--workers", workers]
-    command = [sys.executable, "-c", textwrap.dedent(script), "train", *files, *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-    assert done.returncode == 1
+
+    def show(line):
+        if "model:" in line:
+            children()[1].kill()
+
+    monkeypatch.setattr(commands, "show", show)
+    assert cli.main(["train", *files, *TWO_RUNS, "--workers", workers]) == 1
     ended = f"{name} ended with exit code -9 (killed: probably out of memory)"
-    assert ended in done.stderr
+    assert ended in capfd.readouterr().err
+    assert not multiprocessing.active_children()
 
 
 def test_the_killed_worker_is_named_not_those_that_failed_after_it(tmp_path):
@@ -190,8 +200,28 @@ def group_ends(group, seconds):
     return False
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_interrupting_ends_the_children(files, workers):
+def test_interrupting_two_workers_ends_them(files, forked, capfd, monkeypatch):
+    go = runner.Team.go
+
+    def go_and_interrupt(team):
+        """Do as Ctrl-C while they train, which reaches every process of a group."""
+        go(team)
+        for process in [*children(), multiprocessing.current_process()]:
+            os.kill(process.pid, signal.SIGINT)
+
+    monkeypatch.setattr(runner.Team, "go", go_and_interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code = cli.main(["train", *files, *TWO_RUNS, "--workers", "2"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 130
+    errors = capfd.readouterr().err
+    assert "interrupted" in errors and "Traceback" not in errors
+    assert not multiprocessing.active_children()
+
+
+def test_interrupting_a_command_ends_its_children(files):
     script = """
         import signal, sys
         from keras_mp import cli
@@ -200,7 +230,7 @@ def test_interrupting_ends_the_children(files, workers):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.exit(cli.main(sys.argv[1:]))
     """
-    options = [*TWO_RUNS, "--epochs", "100000", "--workers", workers]
+    options = [*TWO_RUNS, "--epochs", "100000"]
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), "train", *files, *options],
         stdout=subprocess.PIPE,

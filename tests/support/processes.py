@@ -37,9 +37,9 @@ class Forked:
     """
 
     def __init__(self, program, *arguments, environment=()):
-        reader, writer = _SERVER.Pipe(duplex=False)
+        reader, writer = SERVER.Pipe(duplex=False)
         self._errors = tempfile.NamedTemporaryFile("r", errors="replace")
-        self._process = _SERVER.Process(
+        self._process = SERVER.Process(
             target=_run,
             args=(program, arguments, dict(environment), writer, self._errors.name),
             daemon=True,
@@ -82,8 +82,9 @@ class Forked:
         self._errors.close()
 
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["keras_mp"])
+#: What forks all processes of tests, with TensorFlow imported and not used yet.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["keras_mp"])
 # An exit status can be read once, and whoever starts a process reads those of all.
 _LOCK = threading.Lock()
 
