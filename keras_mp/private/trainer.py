@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 
 import keras
 
@@ -63,13 +62,8 @@ def forget_dtypes(model):
         graphs.widen_made_input(model._layers)
 
 
-def runs_own_code(model, step):
-    """Return whether ``step`` of the compiled ``model`` runs code of the user's own.
-
-    Args:
-        model: A Keras model.
-        step: Its ``train_step`` or ``test_step``, which keras_mp may have wrapped.
-    """
+def runs_own_code(model):
+    """Return whether Keras's steps of the compiled ``model`` run code of the user's."""
     methods = [getattr(type(model), name) for name in _METHODS]
     given = [model._compile_config.config.get(name) for name in _MEASURES]
     measures = [
@@ -79,7 +73,7 @@ def runs_own_code(model, step):
         # Keras's wrappers of functions have them as attributes.
         for code in (each, getattr(each, "fn", None), getattr(each, "_fn", None))
     ]
-    code = [inspect.unwrap(step), *methods, *filter(None, measures)]
+    code = [*methods, *filter(None, measures)]
     own = any(map(layers.has_own_call, layers.walk(model)))
     return own or not all(map(layers.is_code_of_keras, code))
 

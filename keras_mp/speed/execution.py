@@ -1,6 +1,7 @@
 """What ``fit`` and ``evaluate`` call to run the next steps on an iterator."""
 
 import functools
+import inspect
 
 import keras
 
@@ -27,13 +28,13 @@ def speed_up(model):
 def _traced_once(model, step, make):
     """Return the function that Keras makes, preceded by the creation of all variables.
 
-    Keras does so itself under a strategy. Code of the user's own may create variables
-    in training only, of which the optimizer has to know, and may count its calls.
+    Keras does so itself under a strategy. A step of the user's own may train a part of
+    the model, by another optimizer.
     """
     function = make()
     trains = step.__name__ == "train_step" and not model.run_eagerly
-    is_left = private.trainer.strategy_of(model) or not trains
-    if is_left or private.trainer.runs_own_code(model, step):
+    own_step = not private.layers.is_code_of_keras(inspect.unwrap(step))
+    if own_step or not trains or private.trainer.strategy_of(model):
         return function
     is_built = False
 
@@ -41,11 +42,24 @@ def _traced_once(model, step, make):
         nonlocal is_built
         specs = getattr(iterator, "element_spec", None)  # a list of batches has none
         if not is_built and specs is not None and model.trainable_variables:
-            private.trainer.build_for(model, specs)
+            _build(model, specs)
             is_built = True
         return function(iterator)
 
     return execute
+
+
+def _build(model, specs):
+    """Create what the first step would, without a call of code of the user's own.
+
+    A layer of the user's own may have layers that it calls, and so builds, in training
+    only; the optimizer has to know of their variables.
+    """
+    if not private.trainer.runs_own_code(model):
+        private.trainer.build_for(model, specs)
+    elif not model.optimizer.built:
+        if all(layer.built for layer in private.layers.walk(model)):
+            model.optimizer.build(model.trainable_variables)
 
 
 def _in_graph(model, _, make):

@@ -87,12 +87,6 @@ def with_own_metrics():
     return model
 
 
-def with_own_step():
-    model = dense()
-    model.train_step = lambda data: {"loss": 0.0}
-    return model
-
-
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -103,12 +97,11 @@ def with_own_step():
         (lambda: dense(metrics=[keras.metrics.MeanMetricWrapper(own)]), True),
         (lambda: dense(weighted_metrics=[own]), True),
         (with_own_metrics, True),
-        (with_own_step, True),
     ],
 )
 def test_own_code_is_found_wherever_a_step_calls_it(make, expected):
     model = make()
-    assert private.trainer.runs_own_code(model, model.train_step) == expected
+    assert private.trainer.runs_own_code(model) == expected
 
 
 def under_a_strategy():

@@ -176,6 +176,40 @@ def test_a_frozen_model_can_be_thawed():
     assert not np.array_equal(before[0], one.get_weights()[0])
 
 
+class Twice(keras.layers.Layer):
+    def call(self, inputs):
+        return 2 * inputs
+
+
+def test_a_built_model_with_the_users_own_layers_is_traced_once(updates):
+    own = keras.Sequential([keras.Input((4,)), Twice(), keras.layers.Dense(1)])
+    keras_mp.compile(own, "adam", own_loss, policy="mixed_float16")
+    own.fit(batches(), shuffle=False, verbose=0)
+    assert len(updates) == 1
+
+
+class WithHalves(keras.Sequential):
+    """Trains one of its layers, as the step of a GAN does."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        half = self.layers[0].trainable_variables
+        self.optimizer.apply_gradients(
+            zip(tape.gradient(loss, half), half, strict=True)
+        )
+        return {"loss": loss}
+
+
+def test_a_step_of_the_users_own_chooses_what_the_optimizer_trains():
+    halves = WithHalves([keras.Input((4,)), keras.layers.Dense(3)])
+    halves.add(keras.layers.Dense(1))
+    keras_mp.compile(halves, keras.optimizers.SGD(momentum=0.9), "mse")
+    halves.fit(batches(), shuffle=False, verbose=0)
+    assert shapes(halves.optimizer.variables[2:]) == shapes(halves.layers[0].weights)
+
+
 class WithLateHead(keras.layers.Layer):
     """Has a layer that is called, and so built, in training only."""
 
@@ -193,6 +227,9 @@ class WithLateHead(keras.layers.Layer):
 def own_loss(y, prediction):
     own_loss.calls += 1
     return keras.ops.mean(keras.ops.square(y - prediction))
+
+
+own_loss.calls = 0
 
 
 def test_what_the_users_own_layer_creates_in_training_is_trained():
