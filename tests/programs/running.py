@@ -78,6 +78,7 @@ class _Way:
     """How models are compiled and optimizers are wrapped."""
 
     def __init__(self, name, policy):
+        self.name = name
         self.ours = name in OURS
         self.converts = policy if name == "convert" else None
         self.scaling = None
@@ -123,6 +124,8 @@ def _train(way, trial):
         else:
             optimizers.append(trial.optimizer())
             way.compile(model, optimizers[0], trial.loss, **trial.options)
+            # The truth is the same without a graph, whose making takes long.
+            model.run_eagerly |= way.name == "float32" and not model.jit_compile
         model.fit(
             trial.x, trial.y, **_feeding(trial), shuffle=False, callbacks=[recorder]
         )
