@@ -177,9 +177,13 @@ FITS = {
 }
 
 
+@pytest.fixture(scope="module")
+def wanted():
+    return keras_mp.calibrate_scale(made(), X, Y)
+
+
 @pytest.mark.parametrize("kwargs, fit", FITS.values(), ids=FITS)
-def test_the_first_batch_sets_the_scale_and_nothing_else(kwargs, fit):
-    wanted = keras_mp.calibrate_scale(made(), X, Y)
+def test_the_first_batch_sets_the_scale_and_nothing_else(kwargs, fit, wanted):
     model, other = (made(s, **kwargs) for s in ("calibrate", DynamicLossScale(wanted)))
     fit(model)
     fit(other)

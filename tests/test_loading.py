@@ -1,5 +1,7 @@
 """`load_model`: what was saved, under the policy that was saved, and protected."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -324,7 +326,11 @@ def attention_model():
 @pytest.mark.parametrize("rules", [{"float32": ["head"]}, {"allow": ["attend"]}])
 @pytest.mark.parametrize("load", [keras_mp.load_model, keras.saving.load_model])
 @pytest.mark.filterwarnings("ignore")
-def test_a_quantized_model_under_rules_is_loaded(how, mode, rules, load, tmp_path):
+def test_a_quantized_model_under_rules_is_loaded(
+    how, mode, rules, load, tmp_path, monkeypatch
+):
+    # Keras looks for garbage as it quantizes each layer, half a second each time.
+    monkeypatch.setattr(gc, "collect", lambda: 0)
     policy = keras_mp.Policy("mixed_bfloat16", **rules)
     x = np.random.default_rng(0).normal(size=(2, 3, 16)).astype("float32")
     if how == "set_policy":

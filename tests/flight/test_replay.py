@@ -78,6 +78,8 @@ def test_the_random_numbers_are_those_of_the_step(recorded):
         diagnosis = keras_mp.diagnose(model, *written.batch, scale=8.0)
         outcomes.add(bool(diagnosis.culprits))
         assert keras_mp.replay(file, model).culprits
+        if len(outcomes) == 2:
+            break
     assert outcomes == {True, False}
 
 
