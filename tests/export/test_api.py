@@ -15,9 +15,9 @@ from support.exported import (
     mobilenet,
     policies_of,
     run,
+    shared_transformer,
     token_ids,
     trained,
-    transformer,
 )
 
 import keras_mp
@@ -57,14 +57,14 @@ def test_mobilenet(tmp_path, format):
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])
 @pytest.mark.parametrize("format", ALL)
 def test_transformer(tmp_path, format, kind):
-    model = transformer(kind)
+    model = shared_transformer(kind)
     ids = token_ids(5)
     ids = ids.astype("float32") if kind == "subclassed" else ids
     check_export(model, [ids], tmp_path, format)
 
 
 def test_ids_of_a_subclassed_model_stay_integers_if_told(tmp_path):
-    model = transformer("subclassed")
+    model = shared_transformer("subclassed")
     spec = keras.InputSpec(shape=(None, 12), dtype="int32")
     check_export(model, [token_ids(5)], tmp_path, "tflite", input_signature=[spec])
 

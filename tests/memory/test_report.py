@@ -4,14 +4,13 @@ Run as a script, this file is such a process: it trains one model and prints the
 """
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
+from support.processes import run_alone
 
 import keras_mp
 from keras_mp import memory
@@ -138,15 +137,7 @@ def long_case(case):
     ("name", "policy", "optimizer", "batch_size"), [*SHORT, *map(long_case, LONG)]
 )
 def test_prediction_is_near_what_training_takes(name, policy, optimizer, batch_size):
-    command = [sys.executable, __file__, name, policy, optimizer, str(batch_size)]
-    child = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == 0, child.stderr
-    measured = int(child.stdout.split()[-1])
+    measured = run_alone(__file__, name, policy, optimizer, str(batch_size))
     model, loss = MODELS[name][0]()
     predicted = memory.memory_report(
         model, batch_size, policy, optimizer=optimizer, loss=loss

@@ -5,6 +5,7 @@ sum in other orders, and eps of float32 is 1.2e-7, while a single rounding to fl
 costs 5e-4, so that low precision anywhere would show.
 """
 
+import functools
 import importlib.util
 
 import keras
@@ -38,8 +39,9 @@ def images(rows=8, size=32):
     return np.random.default_rng(0).random((rows, size, size, 3), dtype="float32")
 
 
+@functools.cache
 def mobilenet():
-    """MobileNet's logits: softmax would hide differences."""
+    """MobileNet, which an export leaves as it is; softmax would hide differences."""
     model = keras.applications.MobileNet(
         weights=None, input_shape=(32, 32, 3), classes=5, classifier_activation=None
     )
@@ -96,6 +98,12 @@ def functional_transformer():
 def transformer(kind):
     model = functional_transformer() if kind == "functional" else Transformer(3)
     return trained(model, token_ids(), np.ones((8, 3)))
+
+
+@functools.cache
+def shared_transformer(kind):
+    """A transformer for tests that only export it."""
+    return transformer(kind)
 
 
 def dense(policy="mixed_float16", **options):
