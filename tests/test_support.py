@@ -44,9 +44,41 @@ def results(request):
     return runner.run(wanted)
 
 
+# Features that are one in how they meet a way of training or a strategy.
+KINDS = [
+    ("clipnorm", "global_clipnorm", "clipvalue"),
+    ("accumulation", "accumulation_adam", "accumulation_overflow"),
+    ("all_reduce_float16", "all_reduce_bfloat16"),
+    ("resume_inside", "resume_outside"),
+]
+BOTH = ["fit", "loop"]
+# What `fit` does otherwise than a loop, with as many replicas as there are.
+OF_FIT = ("overflow", "uneven_batches", "uneven_last", "jit")
+
+
 def is_short(cell):
-    """Return whether CI has time for it: all ways on two replicas, two elsewhere."""
-    return cell.strategy == "mirrored-2" or cell.way in ("fit", "loop")
+    """Return whether CI has time for it.
+
+    It has for each feature in `fit` and a loop on two replicas, and in one of the two
+    at least elsewhere; for each kind of feature in all ways on two replicas, and in
+    both on one device and on workers.
+    """
+    others = _taking_turns(cell)
+    if cell.strategy == "mirrored-2" and cell.way not in BOTH:
+        ways = [way for way in cells.WAYS if way not in BOTH]
+        return others[ways.index(cell.way) % len(others)] == cell.feature
+    if cell.strategy == "mirrored-2" or len(others) == 1:
+        return cell.way in BOTH
+    return BOTH[others.index(cell.feature) % 2] == cell.way
+
+
+def _taking_turns(cell):
+    """Return the features that share with that of ``cell`` what CI has time for."""
+    if cell.feature in OF_FIT or cell.feature == "aggregate_gradients":
+        return [cell.feature]
+    if cell.strategy in ("mirrored-1", "mirrored-4"):
+        return [name for name in cells.FEATURES if name not in OF_FIT]
+    return next((kind for kind in KINDS if cell.feature in kind), [cell.feature])
 
 
 OURS = cells.all_cells(["ours"])
@@ -84,6 +116,18 @@ def test_keras_own_class(cell, results):
     """Whether it passes; how it fails may differ: a peer crashes or waits for ever."""
     recorded = RECORD["cells"][cell.place]["keras"]
     assert (results[cell]["outcome"] == "passed") == (recorded == "passed")
+
+
+def test_ci_has_time_for_every_pair_of_axes():
+    """Way and kind of feature on two replicas; each of the two with a strategy."""
+    short = {(cell.strategy, cell.way, cell.feature) for cell in OURS if is_short(cell)}
+    kind_of = {name: kind for kind in KINDS for name in kind}
+    for cell in OURS:
+        kind = kind_of.get(cell.feature, [cell.feature])
+        assert any((cell.strategy, way, cell.feature) in short for way in BOTH)
+        assert any(("mirrored-2", cell.way, name) in short for name in kind)
+    for strategy in cells.STRATEGIES:
+        assert {way for place, way, _ in short if place == strategy} >= set(BOTH)
 
 
 def test_the_record_has_every_place():

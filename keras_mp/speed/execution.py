@@ -82,9 +82,10 @@ def _in_graph(model, _, make):
 
     @tf.autograph.experimental.do_not_convert
     def run(iterator):
-        # Raises if no batch is left.
-        logs = function([iterator.get_next()])
-        return logs if several == 1 else _go_on(function, iterator, several, logs)
+        first = iterator.get_next()  # raises if no batch is left
+        if several == 1:
+            return function([first])
+        return _go_on(function, iterator, several, first)
 
     run = tf.function(run, reduce_retracing=True)
     kinds = (tf.data.Iterator, tf.distribute.DistributedIterator)
@@ -95,8 +96,8 @@ def _in_graph(model, _, make):
     return execute
 
 
-def _go_on(function, iterator, several, logs):
-    """Run further steps after a first one with ``logs``, ``several`` in all at most.
+def _go_on(function, iterator, several, first):
+    """Run a step on the batch ``first`` and further ones, ``several`` in all at most.
 
     Keras's own loop calls the ``tf.function`` of a step in a branch, where TensorFlow
     leaves what an all-reduce reads without a value ("You must feed a value for
@@ -114,5 +115,22 @@ def _go_on(function, iterator, several, logs):
         )
         return steps + 1, batch, logs
 
-    first = (tf.constant(1), iterator.get_next_as_optional(), logs)
-    return tf.while_loop(unfinished, step, first)[-1]
+    second = iterator.get_next_as_optional()
+    logs = function([_shaped_as(second.element_spec, first)])
+    return tf.while_loop(unfinished, step, (tf.constant(1), second, logs))[-1]
+
+
+def _shaped_as(spec, batch):
+    """Return ``batch`` with the static shapes of ``spec``, which may know fewer sizes.
+
+    For other static shapes TensorFlow would trace the step once more.
+    """
+    import tensorflow as tf
+
+    tensors = tf.nest.flatten(batch, expand_composites=True)
+    specs = tf.nest.flatten(spec, expand_composites=True)
+    shaped = [
+        tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=each.shape)
+        for tensor, each in zip(tensors, specs, strict=True)
+    ]
+    return tf.nest.pack_sequence_as(batch, shaped, expand_composites=True)

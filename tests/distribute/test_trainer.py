@@ -107,6 +107,7 @@ def test_steps_per_execution_change_no_bit(steps):
     assert result[steps]["history"] == result["1"]["history"]
     assert result[steps]["stats"] == result["1"]["stats"]
     assert result[steps]["stats"]["skipped"] == 2  # a poisoned batch in each epoch
+    assert result[steps]["updates"] == 2  # traced once on each replica
 
 
 @pytest.mark.parametrize(
@@ -414,6 +415,19 @@ def group_losses():
     }
 
 
+def _counted(owner, name):
+    """Return a list that grows by one with each call of the method ``name``."""
+    calls, method = [], getattr(owner, name)
+
+    @functools.wraps(method)
+    def counted(*arguments, **keywords):
+        calls.append(name)
+        return method(*arguments, **keywords)
+
+    setattr(owner, name, counted)
+    return calls
+
+
 def group_steps():
     strategy = mirrored(2)
     x, y = _data(33)  # five batches, the last of one row
@@ -428,6 +442,7 @@ def group_steps():
                 metrics=["mae"],
                 steps_per_execution=steps,
             )
+        updates = _counted(model.optimizer, "apply_gradients")
         ends = _Ends()
         history = model.fit(
             x,
@@ -445,6 +460,7 @@ def group_steps():
             "stats": stats,
             "history": history,
             "ends": ends.batches,
+            "updates": len(updates),
         }
 
     return {steps: trained(steps) for steps in (1, 3, 8)}
