@@ -12,6 +12,7 @@ import sys
 
 import keras
 import pytest
+from support.processes import run_alone
 
 import keras_mp
 from keras_mp.processes import free_addresses
@@ -32,17 +33,7 @@ NAMES = [f"{page}-{index}" for index, (page, _) in enumerate(PYTHON)]
 
 def run(codes):
     """Run blocks in one process; return what each printed, and its traceback."""
-    done = subprocess.run(
-        [sys.executable, "-m", "support.blocks"],
-        input=json.dumps(codes),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        cwd=ROOT / "tests",
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_alone("support.blocks", json.dumps(codes))
 
 
 @pytest.fixture(scope="module")

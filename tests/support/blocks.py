@@ -1,4 +1,4 @@
-"""Run blocks of Python, read as JSON from standard input, each as in a new program.
+"""Run blocks of Python, given as JSON, each as in a new program.
 
 Prints a JSON list of what each printed and, if it failed, its traceback.
 """
@@ -31,5 +31,5 @@ def run(code):
 
 
 if __name__ == "__main__":
-    results = list(map(run, json.load(sys.stdin)))
+    results = list(map(run, json.loads(sys.argv[1])))
     print(json.dumps(results))

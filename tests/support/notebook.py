@@ -1,4 +1,4 @@
-"""Run the cells of a notebook, whose path is given, as IPython runs those of a kernel."""
+"""Run the cells of a notebook, whose path is given, as IPython does in a kernel."""
 
 import sys
 
