@@ -6,12 +6,20 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.spawned import forked_instead
 
 from benchmarks import gpu, matmul, timing, torch_peer
 from keras_mp import hardware
 from keras_mp.terminal import UserError
 
 TINY = gpu.SIZES["cpu"]["wide"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forked():
+    """Let processes start without an import of TensorFlow."""
+    with forked_instead():
+        yield
 
 
 @pytest.fixture(scope="module")

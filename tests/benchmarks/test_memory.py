@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.spawned import forked_instead
 
 from benchmarks import memory
 from keras_mp.processes import alone
@@ -28,7 +29,8 @@ def grow():
 
 @needs_proc
 def test_the_code_of_xla_is_no_growth():
-    assert alone(compile_something) < 2**24  # a program alone takes 1 to 3 MB
+    with forked_instead():
+        assert alone(compile_something) < 2**24  # a program alone takes 1 to 3 MB
 
 
 def compile_something():
@@ -43,7 +45,8 @@ def test_each_case_is_measured_and_predicted(monkeypatch):
     monkeypatch.setattr(memory, "ROWS", {"wide": (8,)})
     monkeypatch.setattr(memory, "POLICIES", ("mixed_bfloat16",))
     shown = []
-    results = memory.measure(["small", "wide"], shown.append)
+    with forked_instead():
+        results = memory.measure(["small", "wide"], shown.append)
     assert len(shown) == len(results) == 2
     for result, optimizer in zip(results, ("SGD", "Adam"), strict=True):
         assert result["optimizer"] == optimizer

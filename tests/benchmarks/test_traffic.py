@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from support.spawned import forked_instead
 
 from benchmarks import devices, traffic
 from benchmarks.workloads import WORKLOADS, Workload
@@ -25,11 +26,15 @@ SPARSE_SETTINGS.append(("keras_mp", 4, None))
 
 
 @pytest.fixture(autouse=True, scope="module")
-def deadline():
-    """Half a minute is enough on two busy cores; a deadlock takes for ever."""
+def quick_processes():
+    """Start processes without an import of TensorFlow, and end those that hang.
+
+    Half a minute is enough on two busy cores; a deadlock takes for ever.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, "DEADLINE", 180)
-        yield
+        with forked_instead():
+            yield
 
 
 @pytest.fixture(scope="module")
