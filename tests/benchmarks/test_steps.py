@@ -1,5 +1,7 @@
 """The compared optimizers train the same model on the same batches."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -8,9 +10,12 @@ import keras_mp
 from benchmarks import steps, workloads
 
 
-@pytest.fixture
-def trained(monkeypatch):
-    """Return a function that makes three steps, and the model that made them."""
+@pytest.fixture(scope="module")
+def trained():
+    """Return a function that makes three steps, once for the same arguments.
+
+    It returns the model that made them.
+    """
     models = []
     original = steps.fit_step
 
@@ -18,8 +23,7 @@ def trained(monkeypatch):
         models.append(model)
         return original(model, *arguments)
 
-    monkeypatch.setattr(steps, "fit_step", fit_step)
-
+    @functools.cache
     def train(candidate, optimizer, jit_compile, policy="mixed_bfloat16"):
         workload = workloads.sized("wide", rows=4, width=8)
         step = steps.keras_step(workload, candidate, optimizer, policy, jit_compile)
@@ -27,7 +31,9 @@ def trained(monkeypatch):
             step()
         return models[-1]
 
-    return train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "fit_step", fit_step)
+        yield train
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

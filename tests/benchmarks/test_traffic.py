@@ -16,7 +16,7 @@ from keras import layers
 from support.spawned import forked_instead
 
 from benchmarks import devices, traffic
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import WORKLOADS, Workload, sized
 from keras_mp import processes
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "distribution.md"
@@ -76,10 +76,11 @@ def counts_on_two_replicas():
     return {
         "dense": count(DENSE, traffic.SETTINGS),
         "sparse": count(SPARSE, SPARSE_SETTINGS),
-        "transformer": count(
-            WORKLOADS["transformer"],
-            [("keras_mp", 1, None), ("keras_mp", 4, "bfloat16")],
-        ),
+        "transformer": [
+            *count(WORKLOADS["transformer"], [("keras_mp", 1, None)]),
+            # What is accumulated is dense, and as large for any number of rows.
+            *count(sized("transformer", rows=2), [("keras_mp", 4, "bfloat16")]),
+        ],
     }
 
 
