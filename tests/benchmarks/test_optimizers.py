@@ -182,19 +182,19 @@ def test_other_libraries_need_not_be_installed(monkeypatch):
         assert optimizers._time_peers(cell, "float32", 3) == {}
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_a_cell_is_timed_in_a_process_of_its_own(replicas, monkeypatch):
+@pytest.mark.parametrize(("replicas", "instances"), [(1, 1), (2, 2)])
+def test_a_cell_is_timed_in_a_process_of_its_own(replicas, instances, monkeypatch):
     monkeypatch.setattr(processes, "DEADLINE", 180)
     cell = Cell("convolutional", "SGD", False, replicas)
     with forked_instead():
-        timed = processes.alone(time_two_instances, cell)
+        timed = processes.alone(time_instances, cell, instances)
     assert {"bare", "keras", "keras_mp"} <= set(timed["seconds"])
-    assert timed["instances"] == 2 and min(timed["seconds"].values()) > 0
+    assert timed["instances"] == instances and min(timed["seconds"].values()) > 0
     assert all(median > 0 for median, _ in timed["ratios"].values())
     assert set(timed["ratios"]) == {f"{a} / {b}" for a, b in optimizers.PAIRS}
     assert optimizers.title(timed) == cell.title
 
 
-def time_two_instances(cell):
-    optimizers.LEAST = 2
+def time_instances(cell, instances):
+    optimizers.LEAST = instances
     return optimizers._time(cell, "float32", 1, patience=0.0)

@@ -65,40 +65,34 @@ def test_bfloat16_is_not_asked_of_a_onednn_that_may_not(
     assert runner.variables_of(policy) == expected
 
 
-def test_own_model_end_to_end_in_float16(files, forked, capfd):
-    options = ["--policy", "mixed_float16", "--epochs", "2", "--batch-size", "8"]
-    assert cli.main(["train", *files, *options]) == 0
+def test_own_model_end_to_end(files, forked, capfd, monkeypatch):
+    """In all three precisions, by default."""
+    monkeypatch.setattr(hardware, "native_policies", lambda: ("mixed_bfloat16",))
+    assert cli.main(["train", *files, "--epochs", "2", "--batch-size", "8"]) == 0
     output, errors = capfd.readouterr()
-    assert "val accuracy" in output and errors == ""
+    assert errors == ""
     assert all(len(line) <= 100 for line in output.split("wrote")[0].splitlines())
+    head, *rows = re.search(r" +val accuracy .*(\n\w+ .*){3}", output)[0].split("\n")
+    assert re.split(r" {2,}", head.strip()) == [
+        "val accuracy", "difference", "ms/step", "speed-up", "memory", "final scale",
+        "growths", "skipped",
+    ]  # fmt: skip
+    policies = ["float32", *hardware.MIXED_POLICIES]
+    assert [row.split()[0] for row in rows] == policies
+    assert "x" in rows[1].split()[4] and rows[2].split()[4] == "emulated"
     folder = pathlib.Path(files[-1])
-    png = folder / "mine-mixed_float16.png"
+    png = folder / "mine.png"
     assert str(png) in output and png.read_bytes().startswith(b"\x89PNG")
-    written = json.loads((folder / "mine-mixed_float16.json").read_text())
-    assert [row["policy"] for row in written["table"]] == ["float32", "mixed_float16"]
-    assert written["table"][1]["final_scale"] == 2**17  # ten steps, grown after each 4
+    written = json.loads((folder / "mine.json").read_text())
+    assert [row["policy"] for row in written["table"]] == policies
+    assert written["table"][2]["final_scale"] == 2**17  # ten steps, grown after each 4
     assert "skipped no step; the scale grew 2 times" in output
     assert all(row["peak_memory_mib"] > 50 for row in written["table"])
     assert written["options"]["epochs"] == 2 and written["versions"]["keras"]
     for run in written["runs"].values():
         assert len(run["steps"]["loss"]) == 10 and len(run["epochs"]["loss"]) == 2
     starts = [run["steps"]["loss"][0] for run in written["runs"].values()]
-    assert starts[0] == pytest.approx(starts[1], rel=0.02)  # the same weights, batch
-
-
-def test_three_rows_by_default(files, forked, capfd, monkeypatch):
-    monkeypatch.setattr(hardware, "native_policies", lambda: ("mixed_bfloat16",))
-    assert cli.main(["train", *files, "--epochs", "2", "--batch-size", "8"]) == 0
-    output, errors = capfd.readouterr()
-    assert errors == ""
-    head, *rows = re.search(r" +val accuracy .*(\n\w+ .*){3}", output)[0].split("\n")
-    assert re.split(r" {2,}", head.strip()) == [
-        "val accuracy", "difference", "ms/step", "speed-up", "memory", "final scale",
-        "growths", "skipped",
-    ]  # fmt: skip
-    assert [row.split()[0] for row in rows] == ["float32", *hardware.MIXED_POLICIES]
-    assert "x" in rows[1].split()[4] and rows[2].split()[4] == "emulated"
-    assert (pathlib.Path(files[-1]) / "mine.png").exists()
+    assert starts == pytest.approx(starts[:1] * 3, rel=0.02)  # the same weights, batch
 
 
 def test_replicas_on_logical_cpus(files, forked, capfd):
@@ -118,7 +112,7 @@ def test_workers_train_as_one_process_does(files, forked, capfd):
     assert "2 processes on " in output and errors == ""
     path = pathlib.Path(files[-1], "mine-mixed_float16.json")
     written = json.loads(path.read_text())
-    assert written["options"]["workers"] == 2
+    assert path.with_suffix(".png").exists() and written["options"]["workers"] == 2
     float32, mixed = written["runs"].values()
     job = tasks.Job("custom", 2, 8, model=files[1], data=files[3])
     (one,) = runner.compare(job, ["float32"], print)

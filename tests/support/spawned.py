@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.reduction
 import os
 import signal
+from multiprocessing import forkserver
 
 import pytest
 
@@ -48,6 +49,8 @@ class _Context:
 @contextlib.contextmanager
 def forked_instead():
     """Within the block, what is spawned starts with TensorFlow imported."""
+    # Else it would start where the first process does, and inherit what that is to.
+    forkserver.ensure_running()
     contexts = multiprocessing.get_context
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
