@@ -49,7 +49,7 @@ class _Context:
 @contextlib.contextmanager
 def forked_instead():
     """Within the block, what is spawned starts with TensorFlow imported."""
-    # Else it would start where the first process does, and inherit what that is to.
+    # Started later, it would inherit what is meant for its first process.
     forkserver.ensure_running()
     contexts = multiprocessing.get_context
     with pytest.MonkeyPatch.context() as patch:
