@@ -43,7 +43,7 @@ class Subject:
     owner: keras.layers.Layer | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """One object of Keras and how it is put to the test.
 

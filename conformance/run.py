@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import random
 
@@ -156,18 +157,43 @@ def run(
         rounding: The dtype to round trainable variables to, if they are to start with
             what the layer gives them.
     """
+    with mode.scope(policy):
+        compute = keras.dtype_policies.get(policy).compute_dtype
+        args = _tensors(case, given, compute)
+        # What is random may hold more state than its variables.
+        built = {} if case.random else _built(case, mode, policy)
+        key = repr(keras.tree.map_structure(_what, (args, given.kwargs)))
+        if key not in built:
+            built[key] = _build(case, mode, args, given.kwargs)
+        subject, variables, values = built[key]
+        if start.values is None:
+            start = Start(_rounded(variables, values, rounding), start.scale)
+        _assign(variables, start.values)
+        return _forward_and_backward(case, subject, args, given.kwargs, start)
+
+
+@functools.lru_cache(maxsize=5)  # a reference, and two modes under two policies
+def _built(case, mode, policy):
+    """Return what has been built so far by its arguments, to be run with others."""
+    return {}
+
+
+def _what(argument):
+    """Return the shape and dtype of a tensor; anything else as it is."""
+    if tf.is_tensor(argument) or isinstance(argument, np.ndarray):
+        return tuple(argument.shape), str(argument.dtype)
+    return argument
+
+
+def _build(case, mode, args, kwargs):
+    """Return a new subject, its variables and what these start with."""
     # Keras's layers take their seeds from here. `keras.utils.set_random_seed` also has
     # TensorFlow forget its kernels, which are then made again for each run.
     random.seed(0)
-    with mode.scope(policy):
-        subject = case.build(mode)
-        compute = keras.dtype_policies.get(policy).compute_dtype
-        args = _tensors(case, given, compute)
-        variables = _variables(subject, args, given.kwargs)
-        if start.values is None:
-            start = Start(_first_values(variables, rounding), start.scale)
-        _assign(variables, start.values)
-        return _forward_and_backward(case, subject, args, given.kwargs, start)
+    subject = case.build(mode)
+    variables = _variables(subject, args, kwargs)
+    values = [keras.ops.convert_to_numpy(variable.value) for variable in variables]
+    return subject, variables, values
 
 
 def _tensors(case, given, dtype):
@@ -197,8 +223,7 @@ def _variables(subject: Subject, args, kwargs):
     return subject.owner.variables
 
 
-def _first_values(variables, dtype):
-    values = [keras.ops.convert_to_numpy(variable.value) for variable in variables]
+def _rounded(variables, values, dtype):
     return [
         _round(dtype)(value) if variable.trainable else value
         for variable, value in zip(variables, values, strict=True)
