@@ -75,7 +75,9 @@ def cases(strategy):
         "several": run(strategy, steps_per_execution=4),
         "accumulation": run(strategy, accumulates=True),
         "growing": run(strategy, fault=None, interval=2, scale=2.0**12),
-        "sum": run(strategy, fault="sum", wire="float16"),
+        # Looked at on one machine.
+        "sum": len(strategy.extended.worker_devices) > 1
+        and run(strategy, fault="sum", wire="float16"),
     }
 
 

@@ -6,6 +6,7 @@ collective hangs; hence the processes and the time-out.
 
 import contextlib
 import functools
+import itertools
 import json
 import sys
 
@@ -16,6 +17,8 @@ from support.graphs import needed_for
 from support.processes import mirrored, run_alone, split_cpu
 
 CLIPPINGS = ["none", "clipnorm", "global_clipnorm", "clipvalue"]
+# Others are Keras's update alone behind Keras's clipping, and take turns with it.
+CLIPPED_IN_ALL_WAYS = {"SGD", "Adam", "AdamW", "MultiOptimizer"}
 # Muon of Keras 3.12 fails under a strategy without loss scaling too: its update asks
 # TensorFlow's variables for a path.
 BROKEN_IN_KERAS = {"Muon"} if keras.__version__.startswith("3.12.") else set()
@@ -36,14 +39,25 @@ def optimizer_names():
     return sorted(found - {"Optimizer", "LossScaleOptimizer"} - BROKEN_IN_KERAS)
 
 
+def pairs():
+    """Return pairs of an optimizer and a way of clipping, of which one is none."""
+    ways = itertools.cycle(CLIPPINGS[1:])
+    return [
+        (name, clipping)
+        for name in optimizer_names()
+        for clipping in (
+            CLIPPINGS if name in CLIPPED_IN_ALL_WAYS else ("none", next(ways))
+        )
+    ]
+
+
 @pytest.fixture(scope="module")
 def trained():
     """Return the weights that each optimizer ends with, on one replica and on two."""
     return {replicas: run_case("optimizers", replicas) for replicas in (1, 2)}
 
 
-@pytest.mark.parametrize("clipping", CLIPPINGS)
-@pytest.mark.parametrize("name", optimizer_names())
+@pytest.mark.parametrize(("name", "clipping"), pairs())
 def test_two_replicas_train_as_one(trained, name, clipping):
     one, two = (np.array(trained[n][f"{name} {clipping}"]) for n in (1, 2))
     # The batch is summed in another order: a few roundings of float32.
@@ -52,8 +66,8 @@ def test_two_replicas_train_as_one(trained, name, clipping):
 
 @pytest.mark.parametrize("name", optimizer_names())
 def test_clipping_changed_what_was_trained(trained, name):
-    ends = [trained[2][f"{name} {clipping}"] for clipping in CLIPPINGS]
-    assert len({tuple(end) for end in ends}) == len(CLIPPINGS)
+    ends = [trained[2][f"{each} {way}"] for each, way in pairs() if each == name]
+    assert len({tuple(end) for end in ends}) == len(ends) > 1
 
 
 def test_large_variables_train_as_on_one_replica():
@@ -255,12 +269,11 @@ def _spread(strategy, *parts):
 
 
 def case_optimizers(replicas):
-    """Train two variables with every optimizer and every way of clipping."""
+    """Train two variables with every optimizer and its ways of clipping."""
     strategy = mirrored(replicas)
     return {
         f"{name} {clipping}": _train_with(strategy, replicas, name, clipping)
-        for name in optimizer_names()
-        for clipping in CLIPPINGS
+        for name, clipping in pairs()
     }
 
 
