@@ -45,8 +45,8 @@ class Fault:
         self.arguments = arguments
 
 
-def one_layer_of_fifty():
-    names = [f"dense_{index}" for index in range(50)]
+def one_layer_of_twenty():
+    names = [f"dense_{index}" for index in range(20)]
     model = keras.Sequential([keras.Input((16,)), *map(dense, names)], name="net")
     model.add(dense("head", 1, None))
     compiled(model)
@@ -54,11 +54,11 @@ def one_layer_of_fifty():
     return Fault(model, batch(16), "net/dense_17", "forward", "overflow")
 
 
-def one_layer_of_fifty_backward():
+def one_layer_of_twenty_backward():
     def linear(name):
         return dense(name, activation=None, kernel_initializer="orthogonal")
 
-    names = [f"dense_{index}" for index in range(50)]
+    names = [f"dense_{index}" for index in range(20)]
     model = keras.Sequential([keras.Input((16,)), *map(linear, names)], name="net")
     model.add(dense("head", 1, None))
     compiled(model)
@@ -205,8 +205,8 @@ def weight():
 
 
 FAULTS = [
-    one_layer_of_fifty,
-    one_layer_of_fifty_backward,
+    one_layer_of_twenty,
+    one_layer_of_twenty_backward,
     attention,
     lstm,
     nested,
@@ -278,7 +278,7 @@ def check_suggestion(fault, diagnosis):
 
     rules = diagnosis.suggested_policy.rules
     assert culprits_under(rules) == ()
-    for rule in rules[:2]:  # one for one of fifty layers needs several, all alike
+    for rule in rules[:2]:  # one for one of twenty layers needs several, all alike
         assert culprits_under([each for each in rules if each != rule])
 
 
