@@ -1,5 +1,7 @@
 """What a plan replaces, who divides, and that a bad step changes nothing."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -22,12 +24,28 @@ from keras_mp import fused
 from keras_mp.fused import plan
 
 
-@pytest.mark.parametrize("many", [1, 100], ids=["masks", "branches"])
-@pytest.mark.parametrize("shapes", [SHAPES, SHAPES[:3]], ids=["all", "small"])
-@pytest.mark.parametrize("mode", RUNS)
-@pytest.mark.parametrize("name", INNER)
-def test_a_bad_step_changes_nothing(name, mode, shapes, many, monkeypatch):
-    monkeypatch.setattr(plan, "MANY", many)
+def bad_steps():
+    """Return each optimizer in each mode, with two of four kinds of variables.
+
+    Both shapes and both ways to skip are among them, combined the other way in turns.
+    """
+    pairs = itertools.product(INNER, RUNS)
+    return [
+        pytest.param(name, mode, shapes, way, id=f"{name}-{mode}-{kind}-{way}")
+        for place, (name, mode) in enumerate(pairs)
+        for kind, shapes, way in zip(
+            ("all", "small"), (SHAPES, SHAPES[:3]), _in_turn(place), strict=True
+        )
+    ]
+
+
+def _in_turn(place):
+    return ("masks", "branches") if place % 2 else ("branches", "masks")
+
+
+@pytest.mark.parametrize(("name", "mode", "shapes", "way"), bad_steps())
+def test_a_bad_step_changes_nothing(name, mode, shapes, way, monkeypatch):
+    monkeypatch.setattr(plan, "MANY", {"masks": 1, "branches": 100}[way])
     optimizer, weights = built(INNER[name](), shapes)
     step = RUNS[mode](lambda *grads: optimizer.apply(grads))
     step(*map(tf.constant, gradients(0, shapes)))
