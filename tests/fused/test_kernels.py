@@ -23,13 +23,14 @@ def test_updates_are_those_of_keras(name, mode, dtype):
     ours = train(INNER[name], mode, dtype)
     # A graph joins constant factors, and so rounds in another order. Here only Keras's
     # operations on a large variable are one; others are done as in eager execution.
-    eager, graph = (trained_by_keras(name, m, dtype) for m in ("eager", "graph"))
-    large = (130, 70) if name == "other" and mode == "graph" else None
+    eager = trained_by_keras(name, "eager", dtype)
+    in_graph = name == "other" and mode == "graph"
+    graph = trained_by_keras(name, mode, dtype) if in_graph else eager
     # Adam's 1 - beta_2 is taken in float32 here, and in Python by Keras: 5e-5 of it, so
     # 2.5e-5 of an update, of which there are four of 0.1. Other dtypes are Keras's.
     rounding = {"float32": 3e-5, "float64": 1e-12, "bfloat16": 1e-6}[dtype]
     for a, b, c in zip(ours, eager, graph, strict=True):
-        bare = c if tuple(a.shape) == large else b
+        bare = c if tuple(a.shape) == (130, 70) else b
         a, b = (np.asarray(v.numpy(), "float64") for v in (a, bare))
         np.testing.assert_allclose(a, b, rtol=2 * rounding, atol=rounding / 10)
 
