@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_mp import distribute, dtypes, private, resuming, scaling
+from keras_mp import arguments, distribute, dtypes, private, resuming, scaling
 from keras_mp.optimizer import (
     LossScaleOptimizer,
     SpikeRule,
@@ -103,7 +103,7 @@ def wrap_optimizer(
 
     >>> optimizer = keras_mp.wrap_optimizer(model, keras.optimizers.Adam(2e-4))
     """
-    check_model("keras_mp.wrap_optimizer(model, ...)", model)
+    arguments.check_model("keras_mp.wrap_optimizer(model, ...)", model)
     distribute.check_scope(model, optimizer)
     rule = checked_rule(scaling)
     settings = checked_settings("keras_mp.wrap_optimizer", skip_spikes, on_skip)
@@ -114,15 +114,6 @@ def wrap_optimizer(
     execution.speed_up(model)
     resuming.attach(model)
     return optimizer
-
-
-def check_model(called: str, model: Any) -> None:
-    """Check that ``model``, which ``called`` was given, is a Keras model."""
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"{called} needs a keras model. Got {model!r} of type "
-            f"{type(model).__name__}."
-        )
 
 
 def wrapped(

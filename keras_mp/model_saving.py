@@ -9,7 +9,7 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from keras_mp import dtypes, loading, private
+from keras_mp import arguments, dtypes, loading, private
 from keras_mp.export import agreement, files
 from keras_mp.saved_files import checked_path
 
@@ -106,11 +106,7 @@ def save_model(
     >>> saved.error <= 2**-11
     True
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"keras_mp.save_model(model, ...) needs a Keras model. Got {model!r} of "
-            f"type {type(model).__name__}."
-        )
+    arguments.check_model("keras_mp.save_model(model, ...)", model)
     path = pathlib.Path(checked_path("keras_mp.save_model", "path", path))
     if weights_dtype is None:
         model.save(path)

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_mp import (
+    arguments,
     calibration,
     conversion,
     distribute,
@@ -101,7 +102,7 @@ def compile(
     >>> model.optimizer.stats()["scale"]
     32768.0
     """
-    guarded.check_model("keras_mp.compile(model, ...)", model)
+    arguments.check_model("keras_mp.compile(model, ...)", model)
     calibrates = isinstance(scaling, str) and scaling == "calibrate"
     given = None if calibrates else guarded.checked_rule(scaling)
     rule = guarded.checked_rule("dynamic") if calibrates else given

@@ -16,6 +16,7 @@ ROOT = pathlib.Path(keras_mp.__file__).parent
 # Each room and the rooms it may import.
 ROOMS = {
     "version": set(),
+    "arguments": set(),
     "hardware": set(),
     "terminal": set(),
     "tables": set(),
@@ -108,6 +109,7 @@ ROOMS = {
     },
     "plot": {"recording", "saved_files", "tables"},
     "diagnosis": {
+        "arguments",
         "conversion",
         "heads",
         "kinds",
@@ -128,8 +130,16 @@ ROOMS = {
         "wrapping",
     },
     "archives": {"saved_files"},
-    "resuming": {"archives", "distribute", "private", "saved_files", "wrapping"},
+    "resuming": {
+        "arguments",
+        "archives",
+        "distribute",
+        "private",
+        "saved_files",
+        "wrapping",
+    },
     "guarded": {
+        "arguments",
         "distribute",
         "dtypes",
         "optimizer",
@@ -140,6 +150,7 @@ ROOMS = {
         "speed",
     },
     "training": {
+        "arguments",
         "calibration",
         "conversion",
         "distribute",
@@ -155,6 +166,7 @@ ROOMS = {
         "speed",
     },
     "lint": {
+        "arguments",
         "dtypes",
         "flow",
         "guarded",
@@ -186,7 +198,14 @@ ROOMS = {
         "training",
         "under_policy",
     },
-    "flight": {"archives", "diagnosis", "private", "recording", "saved_files"},
+    "flight": {
+        "arguments",
+        "archives",
+        "diagnosis",
+        "private",
+        "recording",
+        "saved_files",
+    },
     "callbacks": {
         "diagnosis",
         "distribute",
@@ -199,9 +218,17 @@ ROOMS = {
         "saved_files",
         "scaling",
     },
-    "export": {"dtypes", "float32_model", "private", "saved_files"},
-    "model_saving": {"dtypes", "export", "loading", "private", "saved_files"},
+    "export": {"arguments", "dtypes", "float32_model", "private", "saved_files"},
+    "model_saving": {
+        "arguments",
+        "dtypes",
+        "export",
+        "loading",
+        "private",
+        "saved_files",
+    },
     "memory": {
+        "arguments",
         "hardware",
         "kinds",
         "optimizer",

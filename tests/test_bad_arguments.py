@@ -143,7 +143,7 @@ def test_a_refused_compile(before, policy, wrong, tmp_path):
 
 
 def test_a_refused_wrap_leaves_the_model_as_it_was():
-    with pytest.raises(TypeError, match="wrap_optimizer.*needs a keras model"):
+    with pytest.raises(TypeError, match="wrap_optimizer.*needs a Keras model"):
         keras_mp.wrap_optimizer(None, "sgd")
 
 

@@ -233,7 +233,7 @@ def test_refused_call_leaves_the_layers_as_they_were(bad):
 
 
 def test_what_is_no_model_is_refused():
-    with pytest.raises(TypeError, match="needs a keras model"):
+    with pytest.raises(TypeError, match="needs a Keras model"):
         keras_mp.compile("adam", "mse")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_mp import private
+from keras_mp import arguments, private
 from keras_mp.recording import Batch, Recorder
 
 
@@ -23,11 +23,7 @@ def check_model(called: str, model: Any, loss: Callable | None) -> None:
         TypeError: ``model`` is not a Keras model.
         ValueError: It has no ``call`` or no loss.
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"{called} needs a Keras model. Got {model!r} of type "
-            f"{type(model).__name__}."
-        )
+    arguments.check_model(called, model)
     if not private.layers.has_call(model):
         raise ValueError(
             f"{called} needs a model with a `call`. Class "

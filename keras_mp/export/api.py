@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_mp import arguments
 from keras_mp.export import agreement, files, formats, precision, signature
 from keras_mp.float32_model import in_float32
 from keras_mp.saved_files import checked_path
@@ -100,11 +101,8 @@ def export(
     >>> exported.format, exported.difference < 1e-4
     ('tflite', True)
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"keras_mp.export(model, ...) needs a keras model. Got {model!r} of type "
-            f"{type(model).__name__}. Wrap a single layer as keras.Sequential([layer])."
-        )
+    advice = "Wrap a single layer as keras.Sequential([layer])."
+    arguments.check_model("keras_mp.export(model, ...)", model, advice)
     path = pathlib.Path(checked_path("keras_mp.export", "path", path))
     chosen = formats.get(format, path)
     chosen.check_installed()

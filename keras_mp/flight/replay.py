@@ -9,7 +9,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_mp import private
+from keras_mp import arguments, private
 from keras_mp.diagnosis import Diagnosis, diagnose
 from keras_mp.flight.file import Flight, read
 
@@ -55,11 +55,7 @@ def replay(file: str | os.PathLike[str], model: keras.Model) -> Diagnosis:
 def replayed(flight: Flight, file: str, model: keras.Model) -> Diagnosis:
     """Repeat the step of a `Flight` that was read from ``file``, as `replay` does."""
     called = f"keras_mp.replay({file!r}, model)"
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"{called} needs a Keras model. Got {model!r} of type "
-            f"{type(model).__name__}."
-        )
+    arguments.check_model(called, model)
     if flight.batch is None:
         raise ValueError(
             f"{called} needs a file with a batch, and this one holds none: "

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_mp import guards, policies, private
+from keras_mp import arguments, guards, policies, private
 from keras_mp.lint import alignment, losses, outputs, scaling, sensitive
 from keras_mp.lint.finding import Finding
 
@@ -77,11 +77,9 @@ def lint(model: keras.Model, batch_size: int | None = None) -> list[Finding]:
 
 
 def _check(model, batch_size):
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"keras_mp.lint(model) needs a Keras model. Got {model!r} of type "
-            f"{type(model).__name__}. Put a layer into a keras.Sequential."
-        )
+    arguments.check_model(
+        "keras_mp.lint(model)", model, "Put a layer into a keras.Sequential."
+    )
     if batch_size is not None and (
         not isinstance(batch_size, int) or isinstance(batch_size, bool)
     ):

@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 
-from keras_mp import hardware, policies, private, tables
+from keras_mp import arguments, hardware, policies, private, tables
 from keras_mp.memory import liveness, trace
 from keras_mp.memory.allocator import measured_by
 from keras_mp.optimizer import LossScaleOptimizer
@@ -241,11 +241,7 @@ def _runtime(tensors: int) -> int:
 
 def _checked(model: Any, batch_size: Any) -> int:
     """Return the batch size as an int, once it and the model are checked."""
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "keras_mp.memory_report(model, batch_size) needs a keras model. Got "
-            f"{model!r} of type {type(model).__name__}."
-        )
+    arguments.check_model("keras_mp.memory_report(model, batch_size)", model)
     is_number = isinstance(batch_size, numbers.Integral)
     if isinstance(batch_size, bool) or not is_number:
         raise TypeError(

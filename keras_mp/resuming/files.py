@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 
-from keras_mp import archives, distribute, private
+from keras_mp import archives, arguments, distribute, private
 from keras_mp.resuming import packing, values
 from keras_mp.resuming.values import Values
 from keras_mp.saved_files import checked_path
@@ -136,10 +136,7 @@ def _build_optimizer(model: keras.Model) -> None:
 
 
 def _check(called: str, model: Any, path: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"{called}(model, path) needs a keras model. Got a {type(model).__name__}."
-        )
+    arguments.check_model(f"{called}(model, path)", model)
     checked_path(called, "path", path)
     if not model.built:
         raise ValueError(

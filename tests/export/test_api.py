@@ -185,7 +185,7 @@ def test_text_goes_in_as_text(tmp_path):
 
 
 def test_models_that_are_refused(tmp_path):
-    with pytest.raises(TypeError, match="needs a keras model"):
+    with pytest.raises(TypeError, match="needs a Keras model"):
         keras_mp.export(keras.layers.Dense(1), tmp_path / "model")
     for unbuilt in (keras.Sequential([keras.layers.Dense(1)]), Transformer(2)):
         with pytest.raises(ValueError, match="not built"):

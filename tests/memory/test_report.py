@@ -214,7 +214,7 @@ def test_the_table_is_readable():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("model", 8), TypeError, "needs a keras model"),
+        (("model", 8), TypeError, "needs a Keras model"),
         ((None, 0), ValueError, "at least 1 row"),
         ((None, -3), ValueError, "batch_size=-3"),
         ((None, 2.5), TypeError, "integer batch size"),
