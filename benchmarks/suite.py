@@ -17,6 +17,7 @@ from benchmarks import (
     monitors,
     optimizers,
     stages,
+    starts,
     traffic,
 )
 from benchmarks.devices import share_gpus
@@ -27,6 +28,7 @@ from keras_mp.version import __version__
 SECTIONS = {
     "optimizers": (optimizers.measure, optimizers.table),
     "stages": (stages.measure, stages.table),
+    "starts": (starts.measure, starts.table),
     "casts": (casts.measure, casts.table),
     "islands": (islands.measure, islands.table),
     "monitors": (monitors.measure, monitors.table),

@@ -13,6 +13,7 @@ RESULTS = ROOT / "benchmarks"
 PAGES = {
     "optimizers": ROOT / "docs" / "performance.md",
     "stages": ROOT / "docs" / "performance.md",
+    "starts": ROOT / "docs" / "performance.md",
     "casts": ROOT / "docs" / "performance.md",
     "monitors": ROOT / "docs" / "performance.md",
     "islands": ROOT / "docs" / "performance.md",
