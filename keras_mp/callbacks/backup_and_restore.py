@@ -165,7 +165,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         if found is None:
             self._folder.remove_after(-1)
             return None
-        return found[0], backup.unpacked(found[1])
+        return found
 
     def _restore(self, serial: int, found: Backup) -> None:
         model, place = self.model, found.place
@@ -205,7 +205,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _begin_epoch_anew(self) -> None:
         """Restore the beginning of the epoch, whose data are others now."""
         found = self._of_epoch.newest()
-        saved = None if found is None else backup.unpacked(found[1])
+        saved = None if found is None else found[1]
         is_there = saved is not None and saved.place.epoch == self._epoch
         warnings.warn(
             f"BackupAndRestore: the data of epoch {self._epoch} are not those that "
@@ -273,8 +273,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _write(self, folder: Folder, place: Place) -> None:
         try:
-            taken = backup.taken(self.model, place)
-            folder.write(self._serial, *backup.packed(taken))
+            folder.write(self._serial, backup.taken(self.model, place))
         except OSError as error:
             warnings.warn(
                 f"BackupAndRestore could not write a backup to {folder.path}: {error}. "

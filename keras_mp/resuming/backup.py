@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_mp.archives import Archive
+from keras_mp.archives import Archive, Damaged
 from keras_mp.resuming import packing, values
 from keras_mp.resuming.batches import Place
 from keras_mp.resuming.values import Values
@@ -66,10 +66,12 @@ def unpacked(archive: Archive) -> Backup:
     """Return the backup that was `packed`.
 
     Raises:
-        Damaged: The archive is another program's, or of a newer version.
+        Damaged: The archive is another program's, no backup, or of a newer version.
     """
     about, arrays = archive
     state = packing.unpacked(archive)
+    if "place" not in about:
+        raise Damaged("of another kind")
     saved = {field: _of(field, arrays) or None for field in _ITERATORS}
     place = Place(**{**about["place"], **saved})
     return Backup(state, place, about["history"], about["epochs"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pathlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 from keras_mp import archives
-from keras_mp.archives import Archive
+from keras_mp.resuming import backup
+from keras_mp.resuming.backup import Backup
 
 _NAME = "backup-{:08d}.npz"
 _PATTERN = "backup-*.npz"
@@ -26,25 +26,25 @@ class Folder:
         self.path = path
         self._keep = keep
 
-    def write(self, serial: int, *packed: Any) -> None:
+    def write(self, serial: int, taken: Backup) -> None:
         """Write a backup, and remove all but the last ones.
 
         Args:
             serial: Its number, larger than that of any backup that is to stay.
-            *packed: What `keras_mp.archives.write` takes.
+            taken: The backup.
 
         Raises:
             OSError: It cannot be written. Earlier ones stay.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        archives.write(self._file(serial), *packed)
+        archives.write(self._file(serial), *backup.packed(taken))
         for number in self._serials()[: -self._keep]:
             self._file(number).unlink(missing_ok=True)
 
-    def newest(self, up_to: float = float("inf")) -> tuple[int, Archive] | None:
+    def newest(self, up_to: float = float("inf")) -> tuple[int, Backup] | None:
         """Return the newest backup that can be read, with its number, or None.
 
-        Warns of each that cannot.
+        Warns of each that cannot, because it is damaged or another program's.
 
         Args:
             up_to: The largest number to look at.
@@ -53,11 +53,12 @@ class Folder:
             if serial > up_to:
                 continue
             try:
-                return serial, archives.read(self._file(serial))
+                archive = archives.read(self._file(serial))
+                return serial, backup.unpacked(archive)
             except archives.Damaged as error:
                 warnings.warn(
-                    f"{self._file(serial)} is damaged ({error}). Training goes on from "
-                    "the backup before it.",
+                    f"{self._file(serial)} cannot be used ({error}). Training goes on "
+                    "from the backup before it.",
                     stacklevel=2,
                 )
         return None

@@ -182,7 +182,7 @@ def test_a_damaged_backup_is_passed_over(tmp_path, straight):
     *_, newest = stopped_with_backups(tmp_path)
     newest.write_bytes(newest.read_bytes()[:-50])
     last = BackupAndRestore(tmp_path, every=2)
-    with pytest.warns(UserWarning, match=f"{newest.name} is damaged .* before it"):
+    with pytest.warns(UserWarning, match=f"{newest.name} cannot be used .* before it"):
         assert trained(made(), arrays(), [last]) == straight
     assert last.restored == (0, 4)
 
@@ -191,7 +191,7 @@ def test_only_damaged_backups(tmp_path, straight):
     for file in stopped_with_backups(tmp_path):
         file.write_bytes(b"")
     last = BackupAndRestore(tmp_path, every=2)
-    with pytest.warns(UserWarning, match="is damaged"):
+    with pytest.warns(UserWarning, match="cannot be used"):
         assert trained(made(), arrays(), [last]) == straight
     assert last.restored is None
 

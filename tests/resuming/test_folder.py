@@ -7,18 +7,29 @@ import pytest
 from support import damage
 
 from keras_mp import archives
+from keras_mp.resuming import packing
+from keras_mp.resuming.backup import Backup
+from keras_mp.resuming.batches import Place
 from keras_mp.resuming.folder import Folder
 
 
 def backup(number):
-    return {"number": number}, {"a": np.full(9, number, "float32")}
+    place = Place(number, 0, 0, {}, None, None, None)
+    return Backup({"model/0": [np.full(9, number, "float32")]}, place, {}, [])
+
+
+def number_in(taken):
+    """Return the number of a `backup`, which all of it has to tell."""
+    [copy] = taken.state["model/0"]
+    assert copy.tolist() == [taken.place.epoch] * 9
+    return taken.place.epoch
 
 
 @pytest.fixture
 def folder(tmp_path):
     made = Folder(tmp_path / "backups", keep=2)
     for serial in (1, 2, 5):
-        made.write(serial, *backup(serial))
+        made.write(serial, backup(serial))
     return made
 
 
@@ -31,8 +42,8 @@ def test_the_last_ones_are_kept(folder):
 
 
 def test_newest(folder):
-    serial, archive = folder.newest()
-    assert serial == archive.about["number"] == archive.arrays["a"][0] == 5
+    serial, taken = folder.newest()
+    assert serial == number_in(taken) == 5
     assert folder.newest(up_to=4)[0] == 2
     assert folder.newest(up_to=1) is None
     assert Folder(folder.path / "none", keep=1).newest() is None
@@ -63,9 +74,9 @@ def test_a_damaged_backup_is_passed_over(folder, share, check_faults):
         path.write_bytes(damaged)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            serial, archive = folder.newest()
-        same = archive.arrays["a"].tolist() == [serial] * 9
-        return None if same else f"backup {serial} has other numbers"
+            serial, taken = folder.newest()
+        same = number_in(taken) == serial
+        return None if same else f"backup {serial} is another"
 
     cases = [*damage.cut(content, every=8), *damage.flipped(content, share)]
     check_faults(
@@ -74,10 +85,22 @@ def test_a_damaged_backup_is_passed_over(folder, share, check_faults):
     )
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [({}, {"a": np.zeros(3)}), packing.packed({"model/0": [np.zeros(3)]})],
+    ids=["another program's", "no backup"],
+)
+def test_a_file_of_another_kind_is_passed_over(folder, foreign):
+    archives.write(folder.path / "backup-00000009.npz", *foreign)
+    with pytest.warns(UserWarning, match="00000009.npz .* kind.* the backup before"):
+        serial, taken = folder.newest()
+    assert serial == number_in(taken) == 5
+
+
 def test_a_warning_names_the_file_and_what_is_done(folder):
     (folder.path / "backup-00000005.npz").write_bytes(b"")
     with pytest.warns(
-        UserWarning, match="00000005.npz is damaged .* the backup before"
+        UserWarning, match="00000005.npz cannot be used .* the backup before"
     ):
         folder.newest()
 
@@ -88,5 +111,5 @@ def test_a_failed_write_leaves_what_was_there(folder, monkeypatch):
 
     monkeypatch.setattr(archives.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        folder.write(6, *backup(6))
+        folder.write(6, backup(6))
     assert names(folder) == ["backup-00000002.npz", "backup-00000005.npz"]

@@ -89,21 +89,27 @@ def train(folder=None, way="{}"):
 
 def write_killed_at_every_write(path):
     """Write a second backup in a process for each write of it, which kills it there."""
+    from keras_mp.resuming.backup import Backup
+    from keras_mp.resuming.batches import Place
     from keras_mp.resuming.folder import Folder
 
-    old, new = ({"a": np.full(3, each), "b": np.zeros(9)} for each in (1, 2))
+    place = Place(0, 0, 0, {}, None, None, None)
+    old, new = (
+        Backup({"a": [np.full(3, each)], "b": [np.zeros(9)]}, place, {}, [])
+        for each in (1, 2)
+    )
     lost = []
     for number in itertools.count(1):
         folder = Folder(path / str(number), keep=1)
-        folder.write(1, {}, old)
+        folder.write(1, old)
         child = os.fork()
         if child == 0:
             kills.at_write(number)
-            folder.write(2, {}, new)
+            folder.write(2, new)
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        serial, archive = folder.newest()
-        if archive.arrays["a"].tolist() != [serial] * 3:
+        serial, taken = folder.newest()
+        if taken.state["a"][0].tolist() != [serial] * 3:
             lost.append(number)
         if status == 0:
             return number - 1, number - 1 - len(lost), lost
