@@ -11,7 +11,7 @@ sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 import keras  # noqa: E402
 import pytest  # noqa: E402
-from support import quick  # noqa: E402
+from support import each_choice, quick  # noqa: E402
 
 from keras_mp import hardware  # noqa: E402
 
@@ -41,11 +41,31 @@ def pytest_xdist_auto_num_workers(config):
 
     Three, for two cores: tests of strategies wait for each other's processes.
     """
-    return 3 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+    return 3 if runs_all_files(config) else 0
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items):
+def runs_all_files(config):
+    from_command = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return getattr(config, "workerinput", {}).get("runs_all_files", from_command)
+
+
+class ToWorkers:
+    """Tells each process of pytest-xdist what the command line was."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node):
+        node.workerinput["runs_all_files"] = runs_all_files(node.config)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(ToWorkers())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config, items):
+    if runs_all_files(config):
+        each_choice.mark_the_others(items)
+    yield  # pytest leaves out what the option -m says
     order = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 

@@ -23,6 +23,7 @@ def test_a_notebook_runs_in_a_kernel():
     client.execute()
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
 def test_notebook_runs(path):
     with contextlib.closing(Forked("support.notebook", str(path))) as process:

@@ -39,6 +39,7 @@ def failures(case, mode):
     }
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 # TensorFlow's own loops over a batch, traced anew for each shape.
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -224,6 +224,7 @@ FAULTS = [
 
 # NumPy, by which TensorFlow makes the constant -1e9 of float16.
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+@pytest.mark.every(3)
 @pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
 def test_a_planted_fault_is_named_and_nothing_else(plant):
     with keras_mp.policy_scope("mixed_float16"):
@@ -245,6 +246,7 @@ SKIPPED = [fault for fault in FAULTS if fault is not vanishing]
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+@pytest.mark.every(3)
 @pytest.mark.parametrize("plant", SKIPPED, ids=lambda plant: plant.__name__)
 def test_the_callback_names_it_too_when_the_step_was_skipped(plant):
     with keras_mp.policy_scope("mixed_float16"):

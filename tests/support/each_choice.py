@@ -1,0 +1,71 @@
+"""Which cases of a test the whole suite has time for.
+
+Enough of them that each value of each parameter is seen, which is "each choice" of M.
+Grindal, J. Offutt and S. F. Andler, "Combination testing strategies: a survey" (2005).
+The other cases, which combine the same values, are marked as `combinations`.
+"""
+
+import itertools
+
+import pytest
+
+_OTHERS = ("slow", "clients")
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def mark_the_others(items):
+    """Mark the cases whose values other cases of the same test have.
+
+    Of a test that is marked ``every(n)``, whose cases are not made of values, every
+    n-th case stays.
+
+    Args:
+        items: What pytest has collected. Of a test, its cases follow each other.
+    """
+    for _, cases in itertools.groupby(items, _test):
+        cases = [each for each in cases if not _is_marked(each)]
+        chosen = _chosen(cases)
+        for index, case in enumerate(cases):
+            if index not in chosen:
+                case.add_marker(pytest.mark.combinations)
+
+
+def _chosen(cases):
+    every = cases[0].get_closest_marker("every") if cases else None
+    if every is not None:
+        return range(0, len(cases), *every.args)
+    return chosen_of([_values(case) for case in cases])
+
+
+def chosen_of(cases):
+    """Return the indices of few ``cases`` that have all values that any of them has.
+
+    The next one is always the first of those that add most.
+
+    Args:
+        cases: A set of values for each case.
+    """
+    missing, chosen = set().union(*cases), []
+    while missing:
+        best = max(range(len(cases)), key=lambda index: len(cases[index] & missing))
+        missing -= cases[best]
+        chosen.append(best)
+    return chosen or list(range(len(cases)))
+
+
+def _test(item):
+    return item.nodeid.partition("[")[0]
+
+
+def _is_marked(item):
+    return any(item.get_closest_marker(name) for name in _OTHERS)
+
+
+def _values(item):
+    """Return a set of the parameters of a case with their values."""
+    if not hasattr(item, "callspec"):
+        return set()
+    return {
+        (name, repr(value) if isinstance(value, _PLAIN) else id(value))
+        for name, value in item.callspec.params.items()
+    }
