@@ -261,7 +261,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _place(self, epoch: int, step: int, iterator: Any) -> Place:
         first = epoch if self._first_epoch is None else self._first_epoch
-        saved = iterators.saved(iterator) if self._can_save else None
+        saved = self._iterator_before(step, iterator)
         if saved is not None:
             start = self._start_of_epoch
             return Place(epoch, step, first, randomness.state(), None, saved, start)
@@ -270,6 +270,15 @@ class BackupAndRestore(keras.callbacks.Callback):
             batch = self._batches.checksum(seen)
         at_start = self._batches.random_at_start or randomness.state()
         return Place(epoch, step, first, at_start, batch, None, None)
+
+    def _iterator_before(self, step: int, iterator: Any) -> Any:
+        """Return the state of the iterator before a step, or None.
+
+        It is saved once for each step: it is as large as the buffers of the data.
+        """
+        if iterator is None or not self._can_save:
+            return None
+        return self._start_of_epoch if step == 0 else iterators.saved(iterator)
 
     def _write(self, folder: Folder, place: Place) -> None:
         try:

@@ -83,15 +83,13 @@ def check_same_model(model: keras.Model, values: Values) -> None:
         )
 
 
-def assign(model: keras.Model, values: Values) -> Values:
+def assign(model: keras.Model, values: Values) -> None:
     """Give the variables of ``model`` their values; none, if one does not fit.
 
     Args:
         model: A built Keras model.
-        values: As of `read`, or some of them.
-
-    Returns:
-        The values for which the model has no variable.
+        values: As of `read`, or some of them. Those for which the model has no
+            variable are passed over.
 
     Raises:
         ValueError: A value has another shape or dtype than its variable, or differs
@@ -105,7 +103,6 @@ def assign(model: keras.Model, values: Values) -> Values:
         _check(variables[key], values[key])
     for key in known:
         distribute.assign_copies(variables[key], values[key])
-    return {key: value for key, value in values.items() if key not in variables}
 
 
 def _group(key: str) -> str:

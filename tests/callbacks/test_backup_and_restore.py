@@ -10,6 +10,7 @@ from support.resumed import BATCH, Stop, Stopped, X, Y, arrays, made, trained
 
 import keras_mp
 from keras_mp.callbacks import BackupAndRestore
+from keras_mp.resuming import iterators
 
 
 class Batches(keras.utils.PyDataset):
@@ -277,3 +278,17 @@ def test_a_fit_of_the_models_own(tmp_path):
 
     with pytest.raises(TypeError, match="Call .*fit` in it"):
         Own().fit([BackupAndRestore(tmp_path)])
+
+
+@pytest.mark.internals
+def test_the_iterator_is_saved_once_for_each_step(tmp_path, monkeypatch):
+    saved, calls = iterators.saved, []
+
+    def counted(iterator):
+        calls.append(iterator)
+        return saved(iterator)
+
+    monkeypatch.setattr(iterators, "saved", counted)
+    trained(made(), arrays(), [BackupAndRestore(tmp_path)], epochs=3)
+    # Whether it can be saved, and the beginning of each epoch.
+    assert len(calls) == 1 + 3

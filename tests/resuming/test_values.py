@@ -33,10 +33,11 @@ def test_left_out_of_files():
     assert list(values.left_out_of_files(model)) == ["seeds/0"]
 
 
-def test_assign_gives_back_what_has_no_variable():
+def test_what_has_no_variable_is_passed_over():
     model = made()
-    value = [np.zeros(2, "uint32")]
-    assert values.assign(model, {"other/0": value}) == {"other/0": value}
+    bias = [np.ones(4, "float32")]
+    values.assign(model, {"other/0": [np.zeros(2, "uint32")], "model/1": bias})
+    np.testing.assert_array_equal(model.get_weights()[1], bias[0])
 
 
 @pytest.mark.parametrize(
