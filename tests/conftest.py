@@ -41,29 +41,21 @@ def pytest_xdist_auto_num_workers(config):
 
     Three, for two cores: tests of strategies wait for each other's processes.
     """
-    return 3 if runs_all_files(config) else 0
+    return 3 if names_no_file(config) else 0
 
 
-def runs_all_files(config):
-    from_command = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    return getattr(config, "workerinput", {}).get("runs_all_files", from_command)
-
-
-class ToWorkers:
-    """Tells each process of pytest-xdist what the command line was."""
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_configure_node(self, node):
-        node.workerinput["runs_all_files"] = runs_all_files(node.config)
+def names_no_file(config):
+    return config.args_source is pytest.Config.ArgsSource.TESTPATHS
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(ToWorkers())
+    # An option reaches the processes of pytest-xdist, to which files are named.
+    vars(config.option).setdefault("all_files", names_no_file(config))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config, items):
-    if runs_all_files(config):
+    if config.option.all_files:
         each_choice.mark_the_others(items)
     yield  # pytest leaves out what the option -m says
     order = {name: place for place, name in enumerate(LONG)}
