@@ -67,6 +67,7 @@ SOME_OR_MANY = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.every(2)
 @SOME_OR_MANY
 @pytest.mark.parametrize("name", NAMES)
 def test_a_wrong_argument(calls, name, examples, tmp_path, monkeypatch):

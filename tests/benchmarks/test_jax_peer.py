@@ -30,6 +30,7 @@ def test_the_model_has_the_parameters_of_the_keras_model(name):
     assert [value.shape for value in arrays(step)] == shapes
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_with_the_same_weights_it_learns_as_the_keras_model(name):
     workload = workloads.sized(name, ROWS)
@@ -51,6 +52,7 @@ def test_with_the_same_weights_it_learns_as_the_keras_model(name):
         np.testing.assert_allclose(value, weight, rtol=1e-4, atol=1e-6)  # as above
 
 
+@pytest.mark.every(9)
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
 @pytest.mark.parametrize(

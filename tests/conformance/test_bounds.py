@@ -65,6 +65,7 @@ def committed():
     return found
 
 
+@pytest.mark.every(3)
 @pytest.mark.cpu
 @pytest.mark.parametrize(
     "case",

@@ -11,6 +11,7 @@ from benchmarks.workloads import WORKLOADS
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize(
     "architecture",
@@ -34,6 +35,7 @@ def test_applications(architecture, policy):
     assert found.culprits == ()
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_models_of_the_benchmarks(name, policy):

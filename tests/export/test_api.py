@@ -49,6 +49,7 @@ def test_tflite_of_a_float16_convolution_fails_without_us(tmp_path):
     check_export(model, [x], tmp_path, "tflite")
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("format", ALL)
 def test_mobilenet(tmp_path, format):
     check_export(mobilenet(), [images(3)], tmp_path, format)
