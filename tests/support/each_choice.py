@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 
-_OTHERS = ("slow", "clients")
+_LEFT_OUT = ("slow", "clients")
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -23,7 +23,7 @@ def mark_the_others(items):
         items: What pytest has collected. Of a test, its cases follow each other.
     """
     for _, cases in itertools.groupby(items, _test):
-        cases = [each for each in cases if not _is_marked(each)]
+        cases = [each for each in cases if not _is_left_out(each)]
         chosen = _chosen(cases)
         for index, case in enumerate(cases):
             if index not in chosen:
@@ -34,10 +34,10 @@ def _chosen(cases):
     every = cases[0].get_closest_marker("every") if cases else None
     if every is not None:
         return range(0, len(cases), *every.args)
-    return chosen_of([_values(case) for case in cases])
+    return _each_choice([_values(case) for case in cases])
 
 
-def chosen_of(cases):
+def _each_choice(cases):
     """Return the indices of few ``cases`` that have all values that any of them has.
 
     The next one is always the first of those that add most.
@@ -57,8 +57,8 @@ def _test(item):
     return item.nodeid.partition("[")[0]
 
 
-def _is_marked(item):
-    return any(item.get_closest_marker(name) for name in _OTHERS)
+def _is_left_out(item):
+    return any(item.get_closest_marker(name) for name in _LEFT_OUT)
 
 
 def _values(item):
