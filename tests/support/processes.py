@@ -125,8 +125,9 @@ def run_alone(file, *arguments):
         return json.loads(output.splitlines()[-1])
 
 
-#: Seconds; a run on two workers takes up to 30 on busy cores, a deadlock for ever.
-TIMEOUT = 150
+#: Seconds; a run on two workers takes up to 30 on busy cores, on slow ones it took more
+#: than 150, and a deadlock takes for ever.
+TIMEOUT = 400
 
 
 def run_workers(file, *arguments):
