@@ -23,6 +23,9 @@ LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 #: `memory_report`) and how much two measurements of the same training differ.
 TOLERANCE = 0.15
 
+#: Without oneDNN, blocks that malloc keeps are not predicted: 1.39 times was measured.
+MOST_WITHOUT_ONEDNN = 1.5
+
 
 def wide(width=2048):
     hidden = [layers.Dense(width, activation="relu") for _ in range(4)]
@@ -143,7 +146,8 @@ def test_prediction_is_near_what_training_takes(name, policy, optimizer, batch_s
         model, batch_size, policy, optimizer=optimizer, loss=loss
     )
     near = predicted.peak == pytest.approx(measured, rel=TOLERANCE)
-    if not near and allocator.measured_by() is None:
+    too_little = predicted.peak < measured < MOST_WITHOUT_ONEDNN * predicted.peak
+    if not near and too_little and allocator.measured_by() is None:
         pytest.xfail(f"no oneDNN here: {predicted.peak} bytes, {measured} measured")
     assert near, f"{measured} bytes measured\n{predicted}"
 
