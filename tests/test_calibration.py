@@ -182,6 +182,7 @@ def wanted():
     return keras_mp.calibrate_scale(made(), X, Y)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kwargs, fit", FITS.values(), ids=FITS)
 def test_the_first_batch_sets_the_scale_and_nothing_else(kwargs, fit, wanted):
     model, other = (made(s, **kwargs) for s in ("calibrate", DynamicLossScale(wanted)))

@@ -68,6 +68,7 @@ def loaded(outcome):
     return outcome["numbers"]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", ["bare", "unguarded"])
 def test_keras_opens_what_has_a_bare_optimizer_with_its_moments(models, found, name):
     assert loaded(found[name]) == plain_keras.numbers(models[name])

@@ -12,6 +12,7 @@ from keras_mp import precision_lists
 POLICIES = {"with": "mixed_bfloat16", "without": keras.DTypePolicy("mixed_bfloat16")}
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", islands.CASES)
 def test_steps_have_output_and_gradients(name):
     for policy in POLICIES.values():

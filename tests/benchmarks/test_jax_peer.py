@@ -22,6 +22,7 @@ def arrays(step):
     return [np.array(value) for value in jax.tree.leaves(step.parameters)]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_has_the_parameters_of_the_keras_model(name):
     step = jax_peer.jax_step(name, "SGD", "float32", rows=ROWS)

@@ -16,6 +16,7 @@ TINY = Workload(
 )
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("candidate", COMPILE)
 def test_a_start_is_one_step_of_a_new_model(candidate):
     run = starts.start(TINY, candidate, "mixed_bfloat16")

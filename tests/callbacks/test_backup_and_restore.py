@@ -79,6 +79,7 @@ def gone_on(make, data, folder, stops, **options):
 SHORT = ("all in the buffer", "repeated", "python", "PyDataset in threads")
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "data",
     [
@@ -96,6 +97,7 @@ def test_data(data, tmp_path, check_faults):
     check_faults("`fit` that ends by an exception in the middle of an epoch", outcome)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "every", ["epoch", 3, datetime.timedelta(microseconds=1)], ids=str
 )
@@ -115,7 +117,8 @@ def test_several_steps_in_an_execution(tmp_path):
     assert found == straight
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.every(2)
+@pytest.mark.parametrize("policy", ["mixed_float16", "float32"])
 def test_policies_and_validation(policy, tmp_path):
     def make():
         return made(policy, "adam")

@@ -187,6 +187,7 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
     assert recorder.files == []
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("way", [{}, {"jit_compile": True}])
 def test_training_is_the_same_with_and_without(tmp_path, way):
     results = []

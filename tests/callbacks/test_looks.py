@@ -14,6 +14,7 @@ from keras_mp.callbacks import NumericsMonitor, ShadowCheck
 WITH_WEIGHTS = [path for path in LAYERS if not path.endswith("drop")]
 
 
+@pytest.mark.every(7)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float32"])
 @pytest.mark.parametrize(
     "options",
@@ -39,6 +40,7 @@ def test_training_is_the_same_bit_for_bit(policy, options, tmp_path):
     assert list(check.history[0].layers) == WITH_WEIGHTS
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("callback", [NumericsMonitor, ShadowCheck])
 def test_each_alone_changes_nothing(callback):
     alone = compiled()

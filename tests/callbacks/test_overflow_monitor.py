@@ -106,6 +106,7 @@ def where(overflow):
     return first.layer, first.tensor, first.phase, first.kind
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("way", OPTIONS)
 def test_forward(way):
     monitor = OverflowMonitor()
@@ -125,6 +126,7 @@ def test_forward(way):
     assert (monitor.skipped, monitor.expected) == (1, 0)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("way", OPTIONS)
 def test_backward(way):
     model = compiled(**options_of(way))
@@ -259,6 +261,7 @@ def state(model):
     return [keras.ops.convert_to_numpy(each).tobytes() for each in variables]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("way", ["plain", "jit", "several", "accumulation"])
 def test_training_is_the_same_with_and_without(way):
     results = []

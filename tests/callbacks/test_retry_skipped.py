@@ -96,6 +96,7 @@ def trained_both_ways(**options):
 OPTIONS = {"plain": {}, "eager": {"run_eagerly": True}}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_training_is_what_it_is_with_a_lower_scale(name):
     models, histories, retry = trained_both_ways(**OPTIONS[name])

@@ -37,6 +37,7 @@ def trained(diagnoses):
     return histories, [np.asarray(each) for each in state]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float32"])
 def test_training_goes_on_bit_for_bit(policy):
     with keras_mp.policy_scope(policy):

@@ -22,6 +22,7 @@ import keras_mp
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tf2onnx.*")
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])
 def test_training_goes_on_bit_for_bit(tmp_path, kind):
     def weights(exports):

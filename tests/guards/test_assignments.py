@@ -79,6 +79,7 @@ def trained(layer, policy, eagerly=False):
 LOW = pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 
 
+@pytest.mark.every(2)
 @LOW
 def test_counters_count_on_and_code_keeps_its_dtype(policy):
     layer = trained(Counter(), policy)
@@ -88,6 +89,7 @@ def test_counters_count_on_and_code_keeps_its_dtype(policy):
     assert keras.backend.standardize_dtype(layer.seen) == policy.removeprefix("mixed_")
 
 
+@pytest.mark.every(2)
 @LOW
 def test_moving_averages_are_not_rounded(policy):
     layer = trained(Average(), policy)
@@ -96,12 +98,14 @@ def test_moving_averages_are_not_rounded(policy):
     assert float(layer.down) == float(layer.steps) + 1.0
 
 
+@pytest.mark.every(2)
 @LOW
 def test_metrics_inside_layers_are_not_rounded(policy):
     layer = trained(Measured(), policy)
     assert float(layer.metric.result()) == pytest.approx(0.3, rel=1e-4)
 
 
+@pytest.mark.every(2)
 @LOW
 def test_variables_of_layers_inside_count_too(policy):
     layer = trained(Inside(), policy)

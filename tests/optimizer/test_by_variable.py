@@ -56,6 +56,7 @@ def test_each_variable_counts_its_own_overflows(mode, inner):
     assert optimizer.stats()["skipped"] == 2
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("jit_compile", [False, True])
 @DIRECT
 def test_many_small_variables_updated_without_a_branch(jit_compile):

@@ -24,6 +24,7 @@ import keras_mp
 WAYS = ["graph", "jit", "eager", "train_on_batch"]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("make", [stateful_model, Subclassed])
 def test_skipped_step_changes_nothing(make, way):
@@ -64,6 +65,7 @@ def _one_step(model):
     return run
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("way", WAYS)
 def test_first_step_may_be_the_skipped_one(way):
     model = keras.Sequential(stateful_model().layers)  # not built

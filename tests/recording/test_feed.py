@@ -143,6 +143,7 @@ def left_alone(way, ours):
     return state(model), history
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "keras"])
 @pytest.mark.parametrize("way", WAYS)
 def test_kinds_of_data(way, ours):
@@ -162,6 +163,7 @@ def test_kinds_of_data(way, ours):
     assert seen.events == [(when, n) for n in steps for when in ("before", "after")]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "keras"])
 @pytest.mark.parametrize("option", OPTIONS)
 def test_kinds_of_steps(option, ours):

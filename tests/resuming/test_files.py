@@ -162,6 +162,7 @@ EACH = [
 ]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("policy, optimizer", SHORT)
 def test_policies_and_optimizers(policy, optimizer, tmp_path, check_faults):
     ways = SHORT[policy, optimizer]

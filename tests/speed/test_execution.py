@@ -46,6 +46,7 @@ def test_logs_come_without_an_optional(no_optional):
         model(plain).fit(batches(), shuffle=False, verbose=0)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "options",
     [

@@ -16,8 +16,8 @@ _PLAIN = (str, int, float, bool, type(None))
 def mark_the_others(items):
     """Mark the cases whose values other cases of the same test have.
 
-    Of a test that is marked ``every(n)``, whose cases are not made of values, every
-    n-th case stays.
+    Of a test that is marked ``every(n)``, because its cases take long or are not made
+    of values, every n-th case stays.
 
     Args:
         items: What pytest has collected. Of a test, its cases follow each other.
