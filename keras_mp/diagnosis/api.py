@@ -14,7 +14,7 @@ from keras_mp.diagnosis.culprit import Culprit
 from keras_mp.diagnosis.report import Diagnosis, layers_of, underflow
 from keras_mp.optimizer import LossScaleOptimizer
 from keras_mp.policies import Policy
-from keras_mp.recording import Batch, Recorder
+from keras_mp.recording import Recorder
 
 #: The largest power of two that float32 holds, and the largest scale of any rule.
 _LARGEST = 2.0**127
@@ -77,9 +77,10 @@ def diagnose(
     batch = given.as_batch("keras_mp.diagnose", x, y, sample_weight)
     if scale is None:
         scale = present_scale(model)
-    case = case_of(model, batch, loss, scale)
+    recorder = given.recorder_of("keras_mp.diagnose", model, batch, loss)
+    case = case_of(recorder, scale)
     found = culprits.find(case)
-    policy, verdict = _remedy(model, batch, loss, found, case.safe_scale, scale)
+    policy, verdict = _remedy(recorder, found, case.safe_scale, scale)
     return Diagnosis(
         tuple(found),
         layers_of(case.record),
@@ -92,16 +93,13 @@ def diagnose(
     )
 
 
-def case_of(
-    model: keras.Model, batch: Batch, loss: Callable | None, scale: float
-) -> culprits.Case:
+def case_of(recorder: Recorder, scale: float) -> culprits.Case:
     """Return what is known of a batch at a loss scale. Synchronises."""
-    recorder = given.recorder_of("keras_mp.diagnose", model, batch, loss)
-    low = policies.is_low_anywhere(model)
+    low = policies.is_low_anywhere(recorder.model)
     record = recorder.record(scale, against_float32=low)
-    exact = recorder.record_in_float32(1.0) if low else None
+    exact = recorder.record_in_float32() if low else None
     safe = scales.largest_safe_scale(recorder.run(), exact or record)
-    return culprits.Case(model, batch, record, exact, safe)
+    return culprits.Case(recorder.model, recorder.batch, record, exact, safe)
 
 
 def present_scale(model: keras.Model) -> float:
@@ -125,12 +123,7 @@ def _checked_scale(scale: Any) -> float | None:
 
 
 def _remedy(
-    model: keras.Model,
-    batch: Batch,
-    loss: Callable | None,
-    found: list[Culprit],
-    safe: float | None,
-    scale: float,
+    recorder: Recorder, found: list[Culprit], safe: float | None, scale: float
 ) -> tuple[Policy | None, str]:
     """Return the policy under which the batch is clean, and the verdict."""
     if not found:
@@ -140,17 +133,19 @@ def _remedy(
         return None, f"No rule helps: {_REASONS[first.phase]}."
     vanishes = (first.phase, first.kind) == ("backward", "underflow")
 
-    def judge() -> list[Culprit]:
-        recorder = Recorder(model, batch, loss)
-        exact = recorder.record_in_float32(1.0)
-        room = scales.largest_safe_scale(recorder.run(), exact) or scale
-        record = recorder.record(
+    def judge(present: Recorder) -> list[Culprit]:
+        exact = present.record_in_float32()
+        room = scales.largest_safe_scale(present.run(), exact) or scale
+        record = present.record(
             room if vanishes else min(scale, room), against_float32=True
         )
-        return culprits.find(culprits.Case(model, batch, record, exact, room))
+        case = culprits.Case(present.model, present.batch, record, exact, room)
+        return culprits.find(case)
 
-    remaining = judge()
-    policy = search.fewest_rules(model, remaining, judge)
+    remaining = judge(recorder)
+    policy = search.fewest_rules(
+        recorder.model, remaining, lambda: judge(recorder.under_other_policies())
+    )
     if policy is None:
         return None, "No rule helps: the learning rate or the weights went too far."
     if not remaining:

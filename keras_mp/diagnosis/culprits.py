@@ -26,7 +26,7 @@ class Case(NamedTuple):
         model: The model.
         batch: The `Batch`.
         record: Its `Record` in the present precision, at the scale.
-        exact: Its `Record` in float32, at the scale; None for a model in float32.
+        exact: Its `Record` in float32, at a scale of 1; None for a model in float32.
         safe_scale: The largest loss scale at which no gradient overflows, or None.
     """
 

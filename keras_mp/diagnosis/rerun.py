@@ -51,6 +51,6 @@ def rerun(model: keras.Model, batch: Batch, scale: float) -> Rerun:
     found = culprits.find(case)
     in_a_layer = any(each.phase in ("forward", "backward") for each in found)
     if in_a_layer and policies.is_low_anywhere(model):
-        exact = recorder.record_in_float32(1.0)
+        exact = recorder.record_in_float32()
         found = culprits.find(case._replace(exact=exact))
     return Rerun(tuple(found), safe)

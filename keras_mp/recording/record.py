@@ -116,22 +116,39 @@ class Recorder:
         model: A Keras model with a ``call`` and a loss.
         batch: The `Batch`.
         loss: As for `Pass`.
+
+    Attributes:
+        model: As given.
+        batch: As given.
     """
 
     def __init__(
         self, model: keras.Model, batch: Batch, loss: Callable | None = None
     ) -> None:
-        self._model = model
-        self._batch = batch
+        self.model = model
+        self.batch = batch
         self._loss = loss
         self._draws = private.draws.Draws()
-        self._run = self._exact = None
+        self._run = self._exact = self._exact_record = None
+
+    def under_other_policies(self) -> Recorder:
+        """Return a recorder of the batch for now that layers have other policies.
+
+        It has the random numbers and the passes in float32 of this one, so that only
+        the pass in the present precision is made anew. Weights must not have changed.
+        """
+        other = Recorder(self.model, self.batch, self._loss)
+        other._draws, other._exact = self._draws, self.exact()
+        other._exact_record = self.record_in_float32()
+        return other
 
     def run(self) -> Pass:
         """Return the forward pass in the present precision; it is made once."""
         if self._run is None:
-            with _eagerly(), unchanged(self._model), self._draws.noted():
-                self._run = Pass(self._model, self._batch, self._loss)
+            first = self._exact is None
+            drawn = self._draws.noted() if first else self._draws.repeated()
+            with _eagerly(), unchanged(self.model), drawn:
+                self._run = Pass(self.model, self.batch, self._loss)
         return self._run
 
     def exact(self) -> Pass:
@@ -140,11 +157,11 @@ class Recorder:
         if self._exact is None:
             with (
                 _eagerly(),
-                unchanged(self._model),
-                in_float32(self._model),
+                unchanged(self.model),
+                in_float32(self.model),
                 self._draws.repeated(),
             ):
-                self._exact = Pass(self._model, self._batch, self._loss)
+                self._exact = Pass(self.model, self.batch, self._loss)
         return self._exact
 
     def record(self, scale: float, *, against_float32: bool = False) -> Record:
@@ -156,12 +173,18 @@ class Recorder:
         """
         run = self.run()
         exact = self.exact() if against_float32 else None
-        return _record(self._model, run, run.gradients(scale), scale, exact)
+        return _record(self.model, run, run.gradients(scale), scale, exact)
 
-    def record_in_float32(self, scale: float) -> Record:
-        """Return the `Record` of the batch in float32. Synchronises."""
-        exact = self.exact()
-        return _record(self._model, exact, exact.gradients(scale), scale, None)
+    def record_in_float32(self) -> Record:
+        """Return the `Record` in float32, at a scale of 1; it is made once.
+
+        Synchronises with the device.
+        """
+        if self._exact_record is None:
+            exact = self.exact()
+            gradients = exact.gradients(1.0)
+            self._exact_record = _record(self.model, exact, gradients, 1.0, None)
+        return self._exact_record
 
 
 def _eagerly():

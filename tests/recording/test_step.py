@@ -46,7 +46,7 @@ def case():
     before = state(model)
     recorder = Recorder(model, batch)
     recorder.record(8.0)
-    recorder.record_in_float32(1.0)
+    recorder.record_in_float32()
     return {
         "changed": state(model) != before,
         "replicas differ": before[::2] != before[1::2],
