@@ -1,18 +1,10 @@
 """Callbacks beside none: each candidate looks as it says, and the table."""
 
 import keras
-import numpy as np
 import pytest
+from support.workload import TINY
 
 from benchmarks import monitors, timing
-from benchmarks.workloads import Workload
-
-TINY = Workload(
-    "tiny",
-    lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]),
-    lambda rows: (np.ones((rows, 4), "float32"), np.ones((rows, 1), "float32")),
-    8,
-)
 
 
 @pytest.mark.parametrize("name", monitors.LOOKING)

@@ -1,19 +1,10 @@
 """The time to a first step: each candidate makes one step, and the table."""
 
-import keras
-import numpy as np
 import pytest
+from support.workload import TINY
 
 from benchmarks import starts, timing
 from benchmarks.steps import COMPILE
-from benchmarks.workloads import Workload
-
-TINY = Workload(
-    "tiny",
-    lambda: keras.Sequential([keras.Input((4,)), *map(keras.layers.Dense, (3, 1))]),
-    lambda rows: (np.ones((rows, 4), "float32"), np.ones((rows, 1), "float32")),
-    8,
-)
 
 
 @pytest.mark.every(3)
