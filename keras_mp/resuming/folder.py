@@ -81,9 +81,11 @@ class Folder:
         yield from (self._file(each) for each in self._serials() if each > serial)
 
     def _serials(self) -> list[int]:
-        names = (file.stem for file in self.path.glob(_PATTERN))
-        numbers = (name.rpartition("-")[2] for name in names)
-        return sorted(int(number) for number in numbers if number.isdigit())
+        names = [file.name for file in self.path.glob(_PATTERN)]
+        numbers = (name[len("backup-") : -len(".npz")] for name in names)
+        serials = {int(number) for number in numbers if number.isdecimal()}
+        # Not what another program wrote, such as backup-7.npz.
+        return sorted(each for each in serials if _NAME.format(each) in names)
 
     def _file(self, serial: int) -> pathlib.Path:
         return self.path / _NAME.format(serial)

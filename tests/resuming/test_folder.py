@@ -97,6 +97,14 @@ def test_a_file_of_another_kind_is_passed_over(folder, foreign):
     assert serial == number_in(taken) == 5
 
 
+@pytest.mark.parametrize("name", ["backup-7.npz", "backup-²³.npz", "backup-٧.npz"])
+def test_a_file_named_otherwise_is_left_alone(folder, name):
+    (folder.path / name).write_bytes(b"of another program")
+    assert folder.newest()[0] == 5
+    folder.remove()
+    assert names(folder) == [name]
+
+
 def test_a_warning_names_the_file_and_what_is_done(folder):
     (folder.path / "backup-00000005.npz").write_bytes(b"")
     with pytest.warns(
