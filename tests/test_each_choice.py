@@ -1,5 +1,6 @@
 """What the whole suite leaves to CI has only values that it sees in other cases."""
 
+import numpy as np
 import pytest
 from support import each_choice
 
@@ -51,6 +52,13 @@ def test_tests_without_parameters_stay():
 def test_of_a_marked_test_every_nth_case_stays():
     cases = [Case("t", [pytest.mark.every(3).mark], a=index) for index in range(7)]
     assert left_to_ci(cases) == [1, 2, 4, 5]
+
+
+def test_of_the_same_on_workers_replicas_of_one_process_stay():
+    others, places = (1, np.ones(2)), ("mirrored", "multi-worker")
+    cases = [Case("t", on=place, a=other) for other in others for place in places]
+    assert left_to_ci(cases) == [1, 3]
+    assert left_to_ci([Case("t", on="multi-worker", a=other) for other in others]) == []
 
 
 def test_a_slow_case_stands_for_none():

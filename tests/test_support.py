@@ -84,7 +84,7 @@ def _taking_turns(cell):
 OURS = cells.all_cells(["ours"])
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(8)
 @parametrized([cell for cell in OURS if is_short(cell)])
 def test_ours(cell, results):
     check(cell, results[cell])
@@ -101,7 +101,7 @@ def check(cell, result):
     assert result["outcome"] == RECORD["cells"][cell.place]["ours"]
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(6)
 @parametrized(
     [cells.Cell("keras", *place) for place in KNOWN.values()], ids=list(KNOWN)
 )

@@ -39,7 +39,7 @@ def failures(case, mode):
     }
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(8)
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 # TensorFlow's own loops over a batch, traced anew for each shape.
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -65,7 +65,7 @@ def committed():
     return found
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.cpu
 @pytest.mark.parametrize(
     "case",

@@ -2,7 +2,9 @@
 
 Enough of them that each value of each parameter is seen, which is "each choice" of M.
 Grindal, J. Offutt and S. F. Andler, "Combination testing strategies: a survey" (2005).
-The other cases, which combine the same values, are marked as `combinations`.
+The other cases, which combine the same values, are marked as `combinations`. So are
+those on two workers of a test that replicas of one process run as well: they take two
+processes and twice the time, and other tests have workers only.
 """
 
 import itertools
@@ -10,6 +12,7 @@ import itertools
 import pytest
 
 _LEFT_OUT = ("slow", "clients")
+_TWO_PROCESSES = "multi-worker"
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -24,17 +27,28 @@ def mark_the_others(items):
     """
     for _, cases in itertools.groupby(items, _test):
         cases = [each for each in cases if not _is_left_out(each)]
-        chosen = _chosen(cases)
-        for index, case in enumerate(cases):
-            if index not in chosen:
+        chosen = _chosen(_of_one_process(cases))
+        for case in cases:
+            if case not in chosen:
                 case.add_marker(pytest.mark.combinations)
+
+
+def _of_one_process(cases):
+    """Return the cases that need one process, or all if each needs two."""
+    one = [each for each in cases if not _needs_two_processes(each)]
+    return one or cases
+
+
+def _needs_two_processes(item):
+    values = _params(item).values()
+    return any(isinstance(each, str) and each == _TWO_PROCESSES for each in values)
 
 
 def _chosen(cases):
     every = cases[0].get_closest_marker("every") if cases else None
     if every is not None:
-        return range(0, len(cases), *every.args)
-    return _each_choice([_values(case) for case in cases])
+        return cases[:: every.args[0]]
+    return [cases[index] for index in _each_choice([_values(each) for each in cases])]
 
 
 def _each_choice(cases):
@@ -63,9 +77,11 @@ def _is_left_out(item):
 
 def _values(item):
     """Return a set of the parameters of a case with their values."""
-    if not hasattr(item, "callspec"):
-        return set()
     return {
         (name, repr(value) if isinstance(value, _PLAIN) else id(value))
-        for name, value in item.callspec.params.items()
+        for name, value in _params(item).items()
     }
+
+
+def _params(item):
+    return item.callspec.params if hasattr(item, "callspec") else {}
