@@ -127,8 +127,8 @@ def memory_report(
     150 to 1,070 MB, the worst 20 %; the same training measured again differs by up to
     36 %. Of smaller ones most is ``runtime``, which varies. On a CPU without AVX-512,
     where TensorFlow leaves oneDNN off, tensors come from malloc, whose free blocks are
-    not predicted: up to 40 % more was measured, and as predicted with
-    ``TF_ENABLE_ONEDNN_OPTS=1`` in the environment. On an NVIDIA H100 all of 24
+    not predicted: 2 to 84 % more was measured. With ``TF_ENABLE_ONEDNN_OPTS=1`` in the
+    environment four trainings were as predicted. On an NVIDIA H100 all of 24
     predictions were within 15 %. Those of a convolutional network needed
     ``TF_CUDNN_WORKSPACE_LIMIT_IN_MB=1`` in the environment: without it cuDNN tries its
     algorithms in the first step, and the peak was 1.5 to 2.4 times as high.
