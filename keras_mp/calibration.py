@@ -13,7 +13,7 @@ import keras
 from keras_mp import distribute, private
 from keras_mp.diagnosis import case_of, culprits, given, scales
 from keras_mp.optimizer import LossScaleOptimizer
-from keras_mp.recording import Batch, Recorder, executed, share
+from keras_mp.recording import Batch, executed, share
 from keras_mp.wrapping import wrap_once
 
 #: The bits that are left free: later batches may have gradients four times as large.
@@ -142,8 +142,7 @@ def _calibrated(
     own = _largest_safe_scale(model, batch, loss, present)
     largest = distribute.smallest_over_workers(model, own)
     if not own:
-        recorder = given.recorder_of(_CALLED, model, batch, loss)
-        raise ValueError(_why(recorder, present))
+        raise ValueError(_why(model, batch, loss, present))
     if not largest:
         raise ValueError(
             f"{_CALLED} found no loss scale: the batch of another machine has a loss "
@@ -168,13 +167,12 @@ def _largest_safe_scale(
     return safe * 2.0 ** math.floor(math.log2(distribute.replicas_of(model)))
 
 
-def _why(recorder: Recorder, scale: float) -> str:
-    case = case_of(recorder, scale)
+def _why(model: keras.Model, batch: Batch, loss: Callable | None, scale: float) -> str:
+    case = case_of(given.recorder_of(_CALLED, model, batch, loss), scale)
     found = culprits.find(case)
     first = f" {found[0]}" if found else ""
     return (
-        f"{_CALLED} found no loss scale at which this batch of model "
-        f"'{recorder.model.name}' "
+        f"{_CALLED} found no loss scale at which this batch of model '{model.name}' "
         f"has finite gradients: its loss is {case.record.loss:.6g}.{first} "
         "keras_mp.diagnose(model, x, y) says more."
     )

@@ -133,19 +133,21 @@ def _remedy(
         return None, f"No rule helps: {_REASONS[first.phase]}."
     vanishes = (first.phase, first.kind) == ("backward", "underflow")
 
-    def judge(present: Recorder) -> list[Culprit]:
-        exact = present.record_in_float32()
-        room = scales.largest_safe_scale(present.run(), exact) or scale
+    def judge(present: Recorder, safe: float | None) -> list[Culprit]:
+        exact, room = present.record_in_float32(), safe or scale
         record = present.record(
             room if vanishes else min(scale, room), against_float32=True
         )
         case = culprits.Case(present.model, present.batch, record, exact, room)
         return culprits.find(case)
 
-    remaining = judge(recorder)
-    policy = search.fewest_rules(
-        recorder.model, remaining, lambda: judge(recorder.under_other_policies())
-    )
+    def judge_anew() -> list[Culprit]:
+        present = recorder.under_other_policies()
+        exact = present.record_in_float32()
+        return judge(present, scales.largest_safe_scale(present.run(), exact))
+
+    remaining = judge(recorder, safe)
+    policy = search.fewest_rules(recorder.model, remaining, judge_anew)
     if policy is None:
         return None, "No rule helps: the learning rate or the weights went too far."
     if not remaining:

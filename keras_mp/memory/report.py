@@ -128,7 +128,7 @@ def memory_report(
     36 %. Of smaller ones most is ``runtime``, which varies. On a CPU without AVX-512,
     where TensorFlow leaves oneDNN off, tensors come from malloc, whose free blocks are
     not predicted: 2 to 84 % more was measured. With ``TF_ENABLE_ONEDNN_OPTS=1`` in the
-    environment four trainings were as predicted. On an NVIDIA H100 all of 24
+    environment four were within 15 %. On an NVIDIA H100 all of 24
     predictions were within 15 %. Those of a convolutional network needed
     ``TF_CUDNN_WORKSPACE_LIMIT_IN_MB=1`` in the environment: without it cuDNN tries its
     algorithms in the first step, and the peak was 1.5 to 2.4 times as high.
