@@ -15,8 +15,12 @@ from support import each_choice, quick  # noqa: E402
 
 from keras_mp import hardware  # noqa: E402
 
+# What pytest's option -m says unless it is given: with names of files, and without.
+OF_FILES = "not slow and not clients"
+OF_THE_SUITE = f"{OF_FILES} and not long and not combinations"
+
 # Files that take a minute or more start first: none is left to one process at the end.
-LONG = [
+FIRST = [
     "test_support",
     "test_bounds",
     "test_runner",
@@ -51,6 +55,9 @@ def names_no_file(config):
 def pytest_configure(config):
     # An option reaches the processes of pytest-xdist, to which files are named.
     vars(config.option).setdefault("all_files", names_no_file(config))
+    if not config.option.markexpr:
+        all_files = config.option.all_files
+        config.option.markexpr = OF_THE_SUITE if all_files else OF_FILES
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,8 +65,8 @@ def pytest_collection_modifyitems(config, items):
     if config.option.all_files:
         each_choice.mark_the_others(items)
     yield  # pytest leaves out what the option -m says
-    order = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(FIRST)))
 
 
 def pytest_collection_finish():

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from support.architectures import BATCH, QUICK, SLOW, built, images
+from support.architectures import BATCH, CASES, built, images
 
 import keras_mp
 
@@ -13,16 +13,7 @@ import keras_mp
 NEAR = 0.1
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        *(pytest.param(each, id=name) for name, each in QUICK.items()),
-        *(
-            pytest.param(each, id=name, marks=pytest.mark.slow)
-            for name, each in SLOW.items()
-        ),
-    ],
-)
+@pytest.mark.parametrize("architecture", CASES)
 def test_converts_trains_saves_loads_and_agrees_with_float32(architecture, tmp_path):
     x, y = images(architecture.size), np.arange(BATCH)
     model = built(architecture, x)

@@ -67,6 +67,7 @@ SOME_OR_MANY = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @SOME_OR_MANY
 @pytest.mark.parametrize("name", NAMES)

@@ -47,6 +47,7 @@ def everything(model):
 # A step that is not finite.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("low", ["mixed_bfloat16", "bfloat16"])
 @pytest.mark.parametrize(
     "options", [{"jit_compile": True}, {"run_eagerly": True}, {}], ids=str
@@ -83,6 +84,7 @@ def test_each_optimizer_of_a_gan_is_guarded():
 # A good run.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [{}, {"run_eagerly": True}, {"steps_per_execution": 3}, {"metrics": ["mae"]}],
@@ -99,6 +101,7 @@ def test_weights_and_logs_are_those_of_the_bare_optimizer(options):
     assert logs == bare_logs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize(
     "make",
@@ -124,6 +127,7 @@ def test_other_optimizers_differ_by_rounding(make, jit_compile):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scale", [None, 128.0])
 def test_a_fixed_scale_of_the_optimizer_stays(scale):
     runs = []
@@ -138,6 +142,7 @@ def test_a_fixed_scale_of_the_optimizer_stays(scale):
     assert_same_state(*map(state, runs))
 
 
+@pytest.mark.long
 def test_callbacks_of_keras_do_what_they_did():
     def run(guard):
         model = compiled(keras.optimizers.SGD(0.1, use_ema=True), guard=guard)
@@ -329,10 +334,12 @@ def on_two_replicas():
     return run_alone(__file__)
 
 
+@pytest.mark.long
 def test_two_replicas_train_as_with_the_bare_optimizer(on_two_replicas):
     assert on_two_replicas["guarded"] == on_two_replicas["bare"]
 
 
+@pytest.mark.long
 def test_a_nan_on_one_replica_changes_nothing(on_two_replicas):
     assert on_two_replicas["after"] == on_two_replicas["before"]
     assert on_two_replicas["overflows"] == [0, 1]

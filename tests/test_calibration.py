@@ -44,6 +44,7 @@ def is_applied_at(scale):
     return model.optimizer.stats()["applied"] == 1
 
 
+@pytest.mark.long
 def test_the_first_step_is_applied_with_the_headroom_that_was_asked_for():
     model = made()
     before = state_of(model)
@@ -182,6 +183,7 @@ def wanted():
     return keras_mp.calibrate_scale(made(), X, Y)
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize("kwargs, fit", FITS.values(), ids=FITS)
 def test_the_first_batch_sets_the_scale_and_nothing_else(kwargs, fit, wanted):
@@ -193,6 +195,7 @@ def test_the_first_batch_sets_the_scale_and_nothing_else(kwargs, fit, wanted):
     assert list(state_of(model).values()) == list(state_of(other).values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("several", [2, 3])
 def test_several_steps_in_one_execution(several):
     kwargs = {"steps_per_execution": several}
@@ -204,6 +207,7 @@ def test_several_steps_in_one_execution(several):
     assert list(state_of(model).values()) == list(state_of(other).values())
 
 
+@pytest.mark.long
 def test_accumulated_gradients():
     optimizer = keras.optimizers.SGD(1e-6, gradient_accumulation_steps=2)
     model = made("calibrate", optimizer)
@@ -238,6 +242,7 @@ def test_the_rule_of_an_optimizer_is_kept():
     assert model.optimizer.scaling == rule and scale_of(model) < 2.0**15
 
 
+@pytest.mark.long
 def test_only_the_first_fit_calibrates():
     model = made("calibrate")
     model.fit(batches(), shuffle=False, verbose=0)
@@ -254,6 +259,7 @@ def test_a_batch_that_is_not_finite_ends_fit_and_the_next_fit_calibrates():
     assert model.optimizer.stats()["applied"] == 1 and scale_of(model) < 2.0**15
 
 
+@pytest.mark.long
 def test_a_loaded_scale_is_kept(tmp_path):
     model = made("calibrate")
     model.fit(batches(), shuffle=False, verbose=0)

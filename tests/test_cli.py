@@ -121,6 +121,7 @@ def test_a_missing_package_names_its_extra(capsys, monkeypatch, tmp_path, module
     )
 
 
+@pytest.mark.long
 def test_export(capsys, tmp_path, model_file):
     out = tmp_path / "model.tflite"
     assert cli.main(["export", model_file, str(out)]) == 0

@@ -356,6 +356,7 @@ def test_quantized_layers_are_left_alone():
     assert model.get_layer("head").quantization_mode == "int8"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["mixed_float16", "float32", RULED])
 @pytest.mark.parametrize("pure", ["float16", "bfloat16"])
 def test_variables_of_a_pure_model_become_float32(pure, policy, tmp_path):

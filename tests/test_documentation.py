@@ -28,7 +28,14 @@ BLOCKS = [
 ]
 PYTHON = [(page, code) for page, language, code in BLOCKS if language == "python"]
 BASH = [code for _, language, code in BLOCKS if language == "bash"]
-NAMES = [f"{page}-{index}" for index, (page, _) in enumerate(PYTHON)]
+CASES = [
+    pytest.param(
+        code,
+        id=f"{page}-{index}",
+        marks=() if page == "README.md" else pytest.mark.long,
+    )
+    for index, (page, code) in enumerate(PYTHON)
+]
 
 
 def run(codes):
@@ -37,15 +44,23 @@ def run(codes):
 
 
 @pytest.fixture(scope="module")
-def results():
-    """Return what each block printed and its traceback, by its code."""
-    together = [code for _, code in PYTHON if "tf.distribute" not in code]
-    alone = [code for _, code in PYTHON if "tf.distribute" in code]
+def results(request):
+    """Return what each block printed and its traceback, by its code.
+
+    Of the blocks that tests were selected for.
+    """
+    codes = [
+        item.callspec.params["code"]
+        for item in request.session.items
+        if getattr(item, "function", None) is test_python_block_runs
+    ]
+    together = [code for code in codes if "tf.distribute" not in code]
+    alone = [code for code in codes if "tf.distribute" in code]
     found = dict(zip(together, run(together), strict=True))
     return found | {code: run([code])[0] for code in alone}
 
 
-@pytest.mark.parametrize("code", [code for _, code in PYTHON], ids=NAMES)
+@pytest.mark.parametrize("code", CASES)
 def test_python_block_runs(code, results):
     printed, failure = results[code]
     assert failure is None, failure
@@ -60,6 +75,7 @@ def test_the_two_commands_are_what_the_suite_and_ci_run():
     ]
 
 
+@pytest.mark.long
 def test_two_workers_run_as_launched(tmp_path):
     (launch,) = [code for code in BASH if "TF_CONFIG" in code]
     (script,) = [code for _, code in PYTHON if "MultiWorkerMirroredStrategy" in code]

@@ -47,6 +47,7 @@ def assert_same(first, second):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 def test_two_models_under_two_policies_train_as_if_alone():
     policies = ["mixed_float16", "mixed_bfloat16"]
     models = [built(policy) for policy in policies]
@@ -58,6 +59,7 @@ def test_two_models_under_two_policies_train_as_if_alone():
         assert_same(model.get_weights(), alone(policy))
 
 
+@pytest.mark.long
 def test_a_session_that_is_cleared_between_trainings():
     expected = trained("mixed_float16")
     keras.backend.clear_session()
@@ -65,6 +67,7 @@ def test_a_session_that_is_cleared_between_trainings():
     assert keras.config.dtype_policy().name == "float32"
 
 
+@pytest.mark.long
 def test_statistics_are_read_by_threads_during_fit():
     model = built("mixed_float16")
     ended, readings, errors = threading.Event(), [], []
@@ -139,6 +142,7 @@ def test_training_goes_on_without_a_monitors_file(tmp_path, there):
     assert_same(model.get_weights(), alone("mixed_float16"))
 
 
+@pytest.mark.long
 def test_training_goes_on_without_the_logs_of_tensorboard(tmp_path):
     (tmp_path / "taken").write_text("")
     model = built("mixed_float16")
@@ -158,6 +162,7 @@ def test_training_goes_on_without_a_recorders_folder(tmp_path):
     assert model.optimizer.stats()["steps"] == 1
 
 
+@pytest.mark.long
 def test_a_command_on_a_full_disk_ends_with_one_line(tmp_path, monkeypatch, capfd):
     built("float32").save(tmp_path / "model.keras")
     monkeypatch.setattr(pathlib.Path, "write_bytes", full)

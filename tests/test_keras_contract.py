@@ -26,6 +26,7 @@ class TestOurs(keras_tests.LossScaleOptimizerTest):
         self.assertIs(keras_tests.LossScaleOptimizer, LossScaleOptimizer)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     os.environ.get("KERAS_BACKEND") == "jax" or not importlib.util.find_spec("jax"),
     reason="the stateless half of the tests needs JAX, where they are run once",

@@ -31,6 +31,7 @@ def run(*names):
     return subprocess.run(command, capture_output=True, text=True, timeout=1800)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SHORT)
 def test_short(name):
     done = run(name)

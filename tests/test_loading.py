@@ -12,6 +12,7 @@ import keras_mp
 from keras_mp import loading, scaling
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loaded_under", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("load", [keras_mp.load_model, keras.saving.load_model])
 def test_model_file_resumes_as_if_never_stopped(load, loaded_under, tmp_path):
@@ -78,6 +79,7 @@ def test_code_that_fails_in_16_bits_can_be_loaded(way, rules, tmp_path):
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("explicit", [True, False])
 def test_model_saved_with_keras_scaler_goes_on_with_ours(explicit, tmp_path):
     with keras_mp.policy_scope("mixed_float16"):

@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from support.processes import Forked, deadline
 
+pytestmark = pytest.mark.long
+
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 # The first that a user opens runs in a kernel, as there; all others in a process that
 # has TensorFlow imported.

@@ -13,6 +13,8 @@ from support import plain_keras
 
 import keras_mp
 
+pytestmark = pytest.mark.long
+
 GUIDE = pathlib.Path(__file__).parents[1] / "docs/guides/saving.md"
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
 Y = X[:, :1] / 100  # and a head of zeros: gradients times the scale fit float16

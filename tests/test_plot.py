@@ -184,6 +184,7 @@ def test_what_holds_no_scale(run, error, expected):
 # All of them.
 
 
+@pytest.mark.long
 def test_files_and_notebooks_and_the_backend(tmp_path, clean):
     backend = matplotlib.rcParams._get_backend_or_none()
     figures = [

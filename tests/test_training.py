@@ -130,6 +130,7 @@ def test_skip_spikes_of_an_optimizer_that_has_them():
     assert (model.optimizer.scaling, model.optimizer.skip_spikes) == (DYNAMIC, rule)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("how", [{}, {"jit_compile": True}, {"run_eagerly": True}])
 def test_a_spike_of_fit_changes_nothing_in_the_model(dtype, how):

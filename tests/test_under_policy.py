@@ -92,6 +92,7 @@ def places(model):
     return [(type(x), x.dtype_policy.name) for x in model._flatten_layers()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("around", POLICIES)
 @pytest.mark.parametrize("saved", POLICIES)
 @pytest.mark.parametrize("make", [functional, sequential, Subclassed])
@@ -108,6 +109,7 @@ def test_whatever_is_global_the_model_is_as_it_was_saved(files, make, saved, aro
         assert loaded.optimizer.stats() == model.optimizer.stats()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("saved", POLICIES)
 @pytest.mark.parametrize("make", [functional, sequential])

@@ -71,6 +71,7 @@ def test_steps_are_forgotten_when_freed(float32, tmp_path):
         step()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", gpu.SIZES["cpu"])
 def test_a_step_trains(name):
     step = gpu.keras_step(name, gpu.SIZES["cpu"][name], "keras_mp", "mixed_float16")
@@ -84,6 +85,7 @@ def test_a_step_trains(name):
     assert any(np.any(old != np.array(new)) for old, new in changed)
 
 
+@pytest.mark.long
 def test_everything_is_measured(monkeypatch):
     monkeypatch.setitem(gpu.SIZES, "cpu", {"wide": TINY})
     monkeypatch.setitem(matmul.SIZES, "cpu", (64,))

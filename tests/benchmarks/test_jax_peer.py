@@ -22,6 +22,7 @@ def arrays(step):
     return [np.array(value) for value in jax.tree.leaves(step.parameters)]
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_has_the_parameters_of_the_keras_model(name):
@@ -31,6 +32,7 @@ def test_the_model_has_the_parameters_of_the_keras_model(name):
     assert [value.shape for value in arrays(step)] == shapes
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_with_the_same_weights_it_learns_as_the_keras_model(name):
@@ -53,6 +55,7 @@ def test_with_the_same_weights_it_learns_as_the_keras_model(name):
         np.testing.assert_allclose(value, weight, rtol=1e-4, atol=1e-6)  # as above
 
 
+@pytest.mark.long
 @pytest.mark.every(9)
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
@@ -84,6 +87,7 @@ def test_a_step_that_overflows_changes_no_weight_and_halves_the_scale():
     assert float(step.loss_scale.loss_scale) == scale / 2
 
 
+@pytest.mark.long
 def test_a_step_that_overflows_leaves_statistics_as_they_were():
     step = jax_peer.jax_step("convolutional", "SGD", "mixed_float16", ROWS, width=8)
     step()

@@ -17,6 +17,7 @@ needs_proc = pytest.mark.skipif(
 SIZE = 2**28
 
 
+@pytest.mark.long
 @needs_proc
 def test_growth_is_what_training_takes_beyond_the_warm_up():
     assert alone(grow) == pytest.approx(SIZE, rel=0.02)  # what Python itself takes
@@ -41,6 +42,7 @@ def compile_something():
     return memory.growth(lambda: tf.matmul(tf.ones([4, 4]), tf.ones([4, 4])), compiled)
 
 
+@pytest.mark.long
 @needs_proc
 def test_each_case_is_measured_and_predicted(monkeypatch):
     monkeypatch.setattr(memory, "ROWS", {"wide": (8,)})

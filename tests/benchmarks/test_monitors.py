@@ -22,6 +22,7 @@ def test_a_look_looks_once(name):
     assert len(callback.history) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", monitors.FITTING)
 @pytest.mark.filterwarnings("ignore:OverflowMonitor has nothing")
 def test_a_fit_makes_steps(name):

@@ -182,6 +182,7 @@ def test_other_libraries_need_not_be_installed(monkeypatch):
         assert optimizers._time_peers(cell, "float32", 3) == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("replicas", "instances"), [(1, 1), (2, 2)])
 def test_a_cell_is_timed_in_a_process_of_its_own(replicas, instances, monkeypatch):
     monkeypatch.setattr(processes, "DEADLINE", 180)

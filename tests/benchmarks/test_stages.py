@@ -37,6 +37,7 @@ def test_table_shows_medians_and_floors():
     assert len(lines) == 2 + len(stages.STAGES) + 3
 
 
+@pytest.mark.long
 def test_stages_are_those_of_the_table_and_work():
     weights = [keras.Variable(np.ones(shape, "float32")) for shape in [(3, 4), (4,)]]
     gradients = [tf.ones(weight.shape) for weight in weights]

@@ -7,6 +7,7 @@ from benchmarks import starts, timing
 from benchmarks.steps import COMPILE
 
 
+@pytest.mark.long
 @pytest.mark.every(3)
 @pytest.mark.parametrize("candidate", COMPILE)
 def test_a_start_is_one_step_of_a_new_model(candidate):

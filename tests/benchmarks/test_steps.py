@@ -36,6 +36,7 @@ def trained():
         yield train
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("optimizer", steps.OPTIMIZERS)
 def test_all_candidates_train_alike(trained, optimizer, jit_compile):
@@ -62,6 +63,7 @@ def test_candidates_are_what_they_are_called(trained):
     }
 
 
+@pytest.mark.long
 def test_xla_is_used_only_where_it_is_asked_for(trained):
     assert trained("keras_mp", "SGD", True).jit_compile is True
     assert trained("keras_mp", "SGD", False).jit_compile is False

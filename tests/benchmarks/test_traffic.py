@@ -104,24 +104,28 @@ def reduced(launches, size):
     return sums | {"all_gathers": 0, "gathered_bytes": 0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("candidate", ["bare", "keras_mp"])
 def test_gradients_are_one_all_reduce_that_carries_the_verdict_too(counted, candidate):
     steps = at(counted["dense"], candidate, 1, None)["steps"]
     assert steps == [reduced(1, 4 * PARAMETERS)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sixteen_bits_halve_the_bytes(counted, dtype):
     steps = at(counted["dense"], "keras_mp", 1, dtype)["steps"]
     assert steps == [reduced(1, 2 * PARAMETERS)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("dtype", "size"), [(None, 4), ("float16", 2)])
 def test_a_window_sends_its_gradients_once_and_nothing_before(counted, dtype, size):
     steps = at(counted["dense"], "keras_mp", 4, dtype)["steps"]
     assert steps == [reduced(0, 0)] * 3 + [reduced(1, size * PARAMETERS)]
 
 
+@pytest.mark.long
 def test_an_overflow_sends_nothing_more_on_one_machine(counted):
     update, micro_batch = (
         at(counted["dense"], "keras_mp", n, None)["skipped"] for n in (1, 4)
@@ -130,6 +134,7 @@ def test_an_overflow_sends_nothing_more_on_one_machine(counted):
     assert micro_batch == reduced(0, 0)
 
 
+@pytest.mark.long
 def test_the_law_for_dense_gradients(counted):
     keys = ["candidate", "accumulation", "all_reduce_dtype", "steps", "parameters"]
     law, found = (
@@ -139,11 +144,13 @@ def test_the_law_for_dense_gradients(counted):
     assert law == found
 
 
+@pytest.mark.long
 def test_what_a_replica_sends_does_not_grow_with_the_replicas():
     steps = processes.alone(count_on_four_replicas)["steps"]
     assert steps == [reduced(0, 0)] * 3 + [reduced(1, 4 * PARAMETERS)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("dtype", "size"), [(None, 4), ("float16", 2), ("bfloat16", 4)]
 )
@@ -155,6 +162,7 @@ def test_sparse_gradients_are_gathered(counted, dtype, size):
     assert step == {"all_reduces": 0, "reduced_bytes": 0} | sent
 
 
+@pytest.mark.long
 def test_accumulated_sparse_gradients_are_sent_as_the_whole_table(counted):
     *_, update = at(counted["sparse"], "keras_mp", 4, None)["steps"]
     assert update == reduced(1, 4 * 10 * WIDTH)
@@ -163,6 +171,7 @@ def test_accumulated_sparse_gradients_are_sent_as_the_whole_table(counted):
 # Times.
 
 
+@pytest.mark.long
 def test_times_of_both_optimizers_are_taken_in_turns():
     (timed,) = traffic.step_times(["convolutional"], replicas=[2], rounds=2)
     assert timed["workload"] == WORKLOADS["convolutional"].title
@@ -250,6 +259,7 @@ def test_the_document_shows_every_setting():
     assert traffic.count_table(documented) in tables().values()
 
 
+@pytest.mark.long
 def test_the_document_has_what_is_counted(counted):
     documented = documented_counts()
     for fresh in counted["transformer"]:

@@ -79,6 +79,7 @@ def gone_on(make, data, folder, stops, **options):
 SHORT = ("all in the buffer", "repeated", "python", "PyDataset in threads")
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize(
     "data",
@@ -97,6 +98,7 @@ def test_data(data, tmp_path, check_faults):
     check_faults("`fit` that ends by an exception in the middle of an epoch", outcome)
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize(
     "every", ["epoch", 3, datetime.timedelta(microseconds=1)], ids=str
@@ -107,6 +109,7 @@ def test_every(every, tmp_path, straight):
     assert found == straight
 
 
+@pytest.mark.long
 def test_several_steps_in_an_execution(tmp_path):
     def make():
         return made(steps_per_execution=3)
@@ -117,6 +120,7 @@ def test_several_steps_in_an_execution(tmp_path):
     assert found == straight
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize("policy", ["mixed_float16", "float32"])
 def test_policies_and_validation(policy, tmp_path):
@@ -131,6 +135,7 @@ def test_policies_and_validation(policy, tmp_path):
     assert found == straight and "val_loss" in found[1]
 
 
+@pytest.mark.long
 def test_a_model_that_is_not_built(tmp_path):
     def make():
         keras.backend.clear_session()
@@ -145,6 +150,7 @@ def test_a_model_that_is_not_built(tmp_path):
     assert found == straight
 
 
+@pytest.mark.long
 def test_it_changes_nothing(tmp_path, straight):
     """Neither what is trained, nor anything that is left behind."""
     folder = tmp_path / "backups"
@@ -152,6 +158,7 @@ def test_it_changes_nothing(tmp_path, straight):
     assert not folder.exists()
 
 
+@pytest.mark.long
 def test_a_second_fit_begins_with_its_own_epoch(tmp_path):
     def make():
         return made(optimizer="adam")
@@ -161,6 +168,7 @@ def test_a_second_fit_begins_with_its_own_epoch(tmp_path):
     assert again.epoch == [0]
 
 
+@pytest.mark.long
 def test_backups_that_stay(tmp_path):
     kept = {"every": 2, "keep": 3, "delete_checkpoint": False}
     straight = trained(made(), arrays(), [BackupAndRestore(tmp_path, **kept)])
@@ -182,6 +190,7 @@ def stopped_with_backups(folder, **options):
     return sorted(folder.glob("backup-*.npz"))
 
 
+@pytest.mark.long
 def test_a_damaged_backup_is_passed_over(tmp_path, straight):
     *_, newest = stopped_with_backups(tmp_path)
     newest.write_bytes(newest.read_bytes()[:-50])
@@ -191,6 +200,7 @@ def test_a_damaged_backup_is_passed_over(tmp_path, straight):
     assert last.restored == (0, 4)
 
 
+@pytest.mark.long
 def test_only_damaged_backups(tmp_path, straight):
     for file in stopped_with_backups(tmp_path):
         file.write_bytes(b"")
@@ -200,6 +210,7 @@ def test_only_damaged_backups(tmp_path, straight):
     assert last.restored is None
 
 
+@pytest.mark.long
 def test_what_a_killed_process_left_is_removed(tmp_path):
     stopped_with_backups(tmp_path)
     left = tmp_path / ".backup-00000099.npz.tmp"
@@ -208,6 +219,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert not left.exists()
 
 
+@pytest.mark.long
 def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch, straight):
     def full(*args):
         raise OSError("No space left on device")
@@ -218,6 +230,7 @@ def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch, straight):
     assert found == straight
 
 
+@pytest.mark.long
 def test_backups_of_another_model(tmp_path):
     stopped_with_backups(tmp_path)
     other = made(optimizer="momentum")
@@ -230,6 +243,7 @@ def test_backups_of_another_model(tmp_path):
 # Data that are not what they were.
 
 
+@pytest.mark.long
 def test_other_data_begin_the_epoch_anew(tmp_path):
     """Here because the program does not shuffle any more."""
     with pytest.raises(Stopped):

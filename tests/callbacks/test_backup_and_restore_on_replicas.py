@@ -12,6 +12,8 @@ from support.resumed import Stop, Stopped, arrays, made, trained
 
 from keras_mp.callbacks import BackupAndRestore
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
 def test_it_goes_on(strategy, tmp_path):

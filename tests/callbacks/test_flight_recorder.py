@@ -96,12 +96,14 @@ def test_what_is_written(tmp_path):
         assert keras_mp.replay(file, model).culprits[0].layer == "net/first"
 
 
+@pytest.mark.long
 def test_each_cause_once(tmp_path):
     recorder = FlightRecorder(tmp_path)
     fit(compiled(), recorder, bad=[2, 5, 8])
     assert [flight.read(file).step for file in recorder.files] == [2]
 
 
+@pytest.mark.long
 def test_an_expected_overflow_is_not_written(tmp_path):
     rule = DynamicLossScale(initial_scale=2.0**14, growth_interval=2)
     model = compiled(rule, **STEADY)
@@ -111,6 +113,7 @@ def test_an_expected_overflow_is_not_written(tmp_path):
     assert (recorder.files, messages) == ([], [])
 
 
+@pytest.mark.long
 def test_a_first_scale_is_not_written(tmp_path):
     recorder = FlightRecorder(tmp_path)
     model = compiled(DynamicLossScale(initial_scale=2.0**23), **STEADY)
@@ -133,6 +136,7 @@ def test_with_a_monitor_a_batch_runs_again_once(tmp_path, monkeypatch):
     assert len(calls) == len(monitor.reports) == len(recorder.files) == 1
 
 
+@pytest.mark.long
 def test_the_number_of_files_is_bounded(tmp_path):
     kept = tmp_path / "notes.txt"
     kept.write_text("mine")
@@ -146,6 +150,7 @@ def test_the_number_of_files_is_bounded(tmp_path):
     assert names[-1] in left
 
 
+@pytest.mark.long
 def test_what_a_killed_process_left_is_removed(tmp_path):
     partial = tmp_path / ".overflow-20260101-000000-step-3-replica-0.npz.tmp"
     others = tmp_path / ".overflow-20260101-000000-step-3-replica-1.npz.tmp"
@@ -155,6 +160,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert list(pathlib.Path(tmp_path).iterdir()) == [others]
 
 
+@pytest.mark.long
 def test_of_a_large_batch_a_part_is_written(tmp_path):
     model = compiled()
     recorder = FlightRecorder(tmp_path, max_bytes=100)
@@ -168,6 +174,7 @@ def test_of_a_large_batch_a_part_is_written(tmp_path):
         assert keras_mp.replay(recorder.files[0], model).culprits
 
 
+@pytest.mark.long
 def test_a_batch_that_is_too_large_is_left_out(tmp_path):
     recorder = FlightRecorder(tmp_path, max_bytes=8)
     fit(compiled(), recorder, bad=[5])
@@ -187,6 +194,7 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
     assert recorder.files == []
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize("way", [{}, {"jit_compile": True}])
 def test_training_is_the_same_with_and_without(tmp_path, way):
@@ -217,6 +225,7 @@ def test_what_it_refuses(tmp_path):
             FlightRecorder(tmp_path, **{name: 0})
 
 
+@pytest.mark.long
 def test_the_share_of_the_second_replica(tmp_path):
     found = run_alone(__file__, str(tmp_path))
     assert found == {"replica": 1, "x": 6e4, "rows": 2, "layer": "net/first"}

@@ -11,6 +11,8 @@ from support.watched import LAYERS, Coarse, compiled, data, fit, state
 
 from keras_mp.callbacks import NumericsMonitor, ShadowCheck
 
+pytestmark = pytest.mark.long
+
 WITH_WEIGHTS = [path for path in LAYERS if not path.endswith("drop")]
 
 

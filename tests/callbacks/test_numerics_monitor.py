@@ -18,6 +18,7 @@ from keras_mp.scaling import StaticLossScale
 # Nothing is changed.
 
 
+@pytest.mark.long
 def test_a_model_compiled_by_keras_alone():
     def train(callbacks):
         keras.utils.set_random_seed(1)
@@ -39,6 +40,7 @@ def test_a_model_compiled_by_keras_alone():
 # What is read.
 
 
+@pytest.mark.long
 def test_numbers_are_those_of_the_step():
     model = compiled(scaling=StaticLossScale(64.0))
     monitor = NumericsMonitor(1, rows=4)
@@ -59,6 +61,7 @@ def test_numbers_are_those_of_the_step():
     assert snapshot.loss > 0 and head.gradient.largest > 1
 
 
+@pytest.mark.long
 def test_gradients_are_scaled():
     def largest(scale):
         monitor = NumericsMonitor(1)
@@ -80,6 +83,7 @@ def test_a_shared_layer_is_read_in_all_its_calls():
     assert monitor.history[0].layers["net/shared"].output.size == 2 * 4 * 8
 
 
+@pytest.mark.long
 def test_rows_sample_and_keep():
     monitor = NumericsMonitor(1, rows=2, sample=5, keep=4)
     fit(compiled(), [monitor])
@@ -88,6 +92,7 @@ def test_rows_sample_and_keep():
     assert monitor.history[0].layers["net/first"].output.size == 5
 
 
+@pytest.mark.long
 def test_steps_are_counted_over_all_calls_of_fit():
     monitor = NumericsMonitor(4)
     model = compiled()
@@ -99,6 +104,7 @@ def test_steps_are_counted_over_all_calls_of_fit():
 # What is written.
 
 
+@pytest.mark.long
 def test_the_csv_file_has_a_row_for_each_layer_and_step(tmp_path):
     path = tmp_path / "new" / "numbers.csv"
     monitor = NumericsMonitor(6, csv=path)
@@ -113,6 +119,7 @@ def test_the_csv_file_has_a_row_for_each_layer_and_step(tmp_path):
     assert float(row["gradient_largest"]) == last.gradient.largest
 
 
+@pytest.mark.long
 def test_tensorboard_gets_scalars_and_histograms(tmp_path):
     monitor = NumericsMonitor(6, log_dir=tmp_path)
     fit(compiled(), [monitor])
@@ -168,6 +175,7 @@ def messages(model, callbacks, epochs=9, **options):
     return [str(each.message) for each in caught if "Monitor" in str(each.message)]
 
 
+@pytest.mark.long
 def test_outputs_that_grow_are_warned_of_once_by_the_name_of_their_layer():
     model = plain("mixed_float16")
     # What comes after reads less, so that one layer alone comes near the end.
@@ -184,6 +192,7 @@ def test_outputs_that_grow_are_warned_of_once_by_the_name_of_their_layer():
     assert f"in {warned.step - 1} steps" in message
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "policy, helps",
     [
@@ -206,6 +215,7 @@ def test_what_the_advice_for_outputs_says_of_policies(policy, helps):
     assert math.isfinite(monitor.history[-1].loss) == helps
 
 
+@pytest.mark.long
 def test_gradients_that_grow_are_warned_of_under_a_static_scale():
     model = plain("mixed_float16", StaticLossScale(1024.0))
     head, before, after = map(model.get_layer, ("head", "ffn_0", "ffn_2"))
@@ -220,6 +230,7 @@ def test_gradients_that_grow_are_warned_of_under_a_static_scale():
     assert "Lower the loss scale, which is a static one" in about[0]
 
 
+@pytest.mark.long
 def test_gradients_that_a_dynamic_scale_mends_are_not_warned_of():
     scaling = keras_mp.scaling.DynamicLossScale(initial_scale=2.0**8, growth_interval=2)
     model = plain("mixed_float16", scaling)
@@ -231,6 +242,7 @@ def test_gradients_that_a_dynamic_scale_mends_are_not_warned_of():
     assert max(rooms) > 4 and min(rooms) < 1  # the scale did come near the end
 
 
+@pytest.mark.long
 def test_bfloat16_has_room_for_the_same():
     model = plain("mixed_bfloat16")
     found = messages(model, [NumericsMonitor(1), Growing(model.get_layer("ffn_1"))])
@@ -295,6 +307,7 @@ class OwnLoss(keras.Model):
         return {"loss": loss}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*gradients")
 def test_a_step_with_a_loss_of_its_own_needs_the_loss():
     def train(monitor):

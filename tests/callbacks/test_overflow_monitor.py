@@ -106,6 +106,7 @@ def where(overflow):
     return first.layer, first.tensor, first.phase, first.kind
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize("way", OPTIONS)
 def test_forward(way):
@@ -126,6 +127,7 @@ def test_forward(way):
     assert (monitor.skipped, monitor.expected) == (1, 0)
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize("way", OPTIONS)
 def test_backward(way):
@@ -144,6 +146,7 @@ def test_backward(way):
     assert "dynamic loss scaling does so by itself" in messages[0]
 
 
+@pytest.mark.long
 def test_other_layers_are_named_for_other_faults():
     model = compiled()
     model.get_layer("dense_3").kernel.assign(np.full((8, 8), 6e4))
@@ -178,6 +181,7 @@ def growing(**options):
     return DynamicLossScale(initial_scale=2.0**8, growth_interval=3, **options)
 
 
+@pytest.mark.long
 def test_the_overflow_of_a_growing_scale_is_counted_apart():
     model = compiled(growing(), keras.optimizers.SGD(1e-4))
     model.get_layer("drop").rate = 0.0  # so that each step has the same gradients
@@ -188,6 +192,7 @@ def test_the_overflow_of_a_growing_scale_is_counted_apart():
     assert (messages, monitor.reports) == ([], [])
 
 
+@pytest.mark.long
 def test_a_forward_overflow_after_growth_is_no_expected_one():
     model = compiled(growing())
     monitor = OverflowMonitor()
@@ -197,6 +202,7 @@ def test_a_forward_overflow_after_growth_is_no_expected_one():
     assert len(messages) == 1
 
 
+@pytest.mark.long
 def test_a_second_overflow_after_growth_is_no_expected_one():
     # The scale grows after step 3, and falls as step 4 is skipped.
     model = compiled(growing())
@@ -209,6 +215,7 @@ def test_a_second_overflow_after_growth_is_no_expected_one():
     assert where(monitor.reports[0])[2] == "backward"
 
 
+@pytest.mark.long
 def test_hysteresis_takes_several_after_growth():
     # The scale grows after step 3, and falls as step 5 is skipped.
     model = compiled(growing(hysteresis=2))
@@ -221,6 +228,7 @@ def test_hysteresis_takes_several_after_growth():
     assert monitor.reports[0].step == 6
 
 
+@pytest.mark.long
 def test_a_first_scale_that_is_too_large_is_reported_once():
     model = compiled(DynamicLossScale(initial_scale=2.0**22))
     monitor = OverflowMonitor()
@@ -233,6 +241,7 @@ def test_a_first_scale_that_is_too_large_is_reported_once():
     ) in message
 
 
+@pytest.mark.long
 def test_a_static_scale_that_is_too_large():
     monitor = OverflowMonitor()
     (message,) = fit(compiled(StaticLossScale(2.0**24)), monitor)
@@ -261,6 +270,7 @@ def state(model):
     return [keras.ops.convert_to_numpy(each).tobytes() for each in variables]
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize("way", ["plain", "jit", "several", "accumulation"])
 def test_training_is_the_same_with_and_without(way):
@@ -272,6 +282,7 @@ def test_training_is_the_same_with_and_without(way):
     assert results[0] == results[1]
 
 
+@pytest.mark.long
 def test_reports_have_a_limit():
     x = forward_fault(2)
     x[rows_of_step(5)] = x[rows_of_step(8)] = 6e4
@@ -317,6 +328,7 @@ def test_a_batch_that_cannot_run_again():
     assert "could not run again: class TwoModels has no `call`" in message
 
 
+@pytest.mark.long
 def test_a_model_that_was_trained_before_is_traced_again():
     model = compiled()
     fit(model)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from support.processes import on_two_replicas, strategy_here
 
+pytestmark = pytest.mark.long
+
 GLOBAL_BATCH, STEPS, BAD_STEP = 8, 6, 3
 
 

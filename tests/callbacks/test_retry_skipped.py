@@ -96,6 +96,7 @@ def trained_both_ways(**options):
 OPTIONS = {"plain": {}, "eager": {"run_eagerly": True}}
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_training_is_what_it_is_with_a_lower_scale(name):
@@ -108,6 +109,7 @@ def test_training_is_what_it_is_with_a_lower_scale(name):
     assert stats["applied"] == 2 * BATCHES and stats["skipped"] == stats["backoffs"] > 4
 
 
+@pytest.mark.long
 def test_several_steps_per_execution_are_tried_one_by_one():
     plain, several = compiled(), compiled(steps_per_execution=4)
     for model in (plain, several):
@@ -116,6 +118,7 @@ def test_several_steps_per_execution_are_tried_one_by_one():
     assert plain.optimizer.stats() == several.optimizer.stats()
 
 
+@pytest.mark.long
 def test_a_micro_batch_gets_into_its_window():
     inner = keras.optimizers.Adam(gradient_accumulation_steps=3)
     config = keras.optimizers.serialize(inner)
@@ -125,12 +128,14 @@ def test_a_micro_batch_gets_into_its_window():
     assert int(models[0].optimizer.iterations) == 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
 def test_replicas_try_again_together(strategy):
     for result in on_two_replicas(strategy, __file__):
         assert result == {"same": True, "history": True, "rescued": 2}
 
 
+@pytest.mark.long
 def test_a_batch_is_tried_so_often_at_most():
     model, retry = compiled(), RetrySkipped(2)
     fit(model, retry, x=data(large=(0,)), epochs=1)
@@ -139,6 +144,7 @@ def test_a_batch_is_tried_so_often_at_most():
     assert (retry.retried, retry.rescued) == (1, 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_loss_that_no_scale_helps_lowers_it_once(value):
     x, y = data(large=())
@@ -149,6 +155,7 @@ def test_a_loss_that_no_scale_helps_lowers_it_once(value):
     assert model.optimizer.stats()["scale"] == 2.0**11
 
 
+@pytest.mark.long
 def test_a_scale_at_its_floor_is_not_tried():
     rule = scaling.DynamicLossScale(initial_scale=2.0**12, min_scale=2.0**12)
     model, retry = compiled(rule), RetrySkipped(5)
@@ -167,6 +174,7 @@ def test_a_spike_is_not_tried():
     assert model.optimizer.stats()["spikes"] == 1 and retry.retried == 0
 
 
+@pytest.mark.long
 def test_a_running_mean_counts_the_rows_of_a_batch_once():
     model, counts = compiled(), []
     note = keras.callbacks.LambdaCallback(
@@ -178,6 +186,7 @@ def test_a_running_mean_counts_the_rows_of_a_batch_once():
     assert counts == [4.0 * (batch + 1) for batch in range(BATCHES)]
 
 
+@pytest.mark.long
 def test_other_callbacks_see_each_try_as_a_step():
     monitor, seen = OverflowMonitor(), []
 
@@ -196,6 +205,7 @@ def test_other_callbacks_see_each_try_as_a_step():
 # What it leaves alone.
 
 
+@pytest.mark.long
 def test_a_healthy_run_is_the_same_with_it(monkeypatch):
     plain, watched = compiled(), compiled()
     counted = []
@@ -211,6 +221,7 @@ def test_a_healthy_run_is_the_same_with_it(monkeypatch):
     assert len(counted) == 1 + 2 * BATCHES  # as it begins, and after each step
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_a_model_whose_scale_does_not_fall_is_told_so(policy):
     model, plain = compiled(None, policy=policy), compiled(None, policy=policy)

@@ -51,6 +51,7 @@ def steps_of(model):
 # When it acts.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options", [{}, {"steps_per_execution": 3}, {"run_eagerly": True}], ids=str
 )
@@ -100,6 +101,7 @@ def test_bfloat16_has_a_budget_and_no_scale():
     assert "skipped 5 of the last 20 steps" in message and "scale is" not in message
 
 
+@pytest.mark.long
 def test_each_optimizer_of_a_gan_has_a_window_of_its_own():
     gan = Gan()
     rule = scaling.StaticLossScale(8.0)
@@ -230,6 +232,7 @@ def test_a_batch_is_diagnosed():
 # What it leaves alone.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("action", ["warn", "stop", "raise", "lower_learning_rate"])
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_a_healthy_run_is_the_same_with_it(policy, action):

@@ -218,6 +218,7 @@ def test_twelve_steps_by_four_are_three_reads(reads):
     assert len(reads) == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("frequency", "expected"),
     [

@@ -31,6 +31,7 @@ WITH_WEIGHTS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_both_passes_drop_the_same_units(policy):
     check = ShadowCheck(1)
@@ -41,6 +42,7 @@ def test_both_passes_drop_the_same_units(policy):
         assert any(each.error.relative > 0 for each in layers.values())
 
 
+@pytest.mark.long
 def test_float32_differs_from_itself_in_nothing():
     check = ShadowCheck(1)
     fit(compiled("float32"), [check], epochs=1)
@@ -48,6 +50,7 @@ def test_float32_differs_from_itself_in_nothing():
         assert all(each.error == (0.0, 1.0, 0.0, 0.0) for each in layers.values())
 
 
+@pytest.mark.long
 def test_shares_are_of_the_whole_gradient():
     check = ShadowCheck(1)
     fit(compiled(), [check], epochs=1)
@@ -62,6 +65,7 @@ def messages(model, callbacks, **options):
     return [str(each.message) for each in caught if "Shadow" in str(each.message)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("name", ["block_1", "block_2", "block_3"])
 def test_a_fault_is_named_by_the_nearest_layer_that_it_reaches(policy, name):
@@ -77,6 +81,7 @@ def test_a_fault_is_named_by_the_nearest_layer_that_it_reaches(policy, name):
     assert f"cosine {ffn.cosine:.2f} to float32's (limit 0.9)" in message
 
 
+@pytest.mark.long
 def test_each_layer_is_warned_of_once_a_fit():
     model, check = compiled(faulty=["block_2"]), ShadowCheck(1)
     found = messages(model, [check], epochs=4)
@@ -84,6 +89,7 @@ def test_each_layer_is_warned_of_once_a_fit():
     assert "net/block_2/ffn" in paths and len(paths) == len(set(paths))
 
 
+@pytest.mark.long
 def test_a_limit_of_less_warns_of_less():
     assert messages(compiled(faulty=["block_2"]), [ShadowCheck(1, limit=-0.9)]) == []
 
@@ -112,6 +118,7 @@ def test_a_gradient_that_is_0_but_for_roundings_is_not_judged():
     assert min(each.error.cosine for each in shifts) < 0.9
 
 
+@pytest.mark.long
 def test_a_step_that_overflows_is_not_judged():
     model = compiled(scaling=StaticLossScale(2.0**24))
     check = ShadowCheck(1)

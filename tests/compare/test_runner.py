@@ -65,6 +65,7 @@ def test_bfloat16_is_not_asked_of_a_onednn_that_may_not(
     assert runner.variables_of(policy) == expected
 
 
+@pytest.mark.long
 def test_own_model_end_to_end(files, forked, capfd, monkeypatch):
     """In all three precisions, by default."""
     monkeypatch.setattr(hardware, "native_policies", lambda: ("mixed_bfloat16",))
@@ -95,6 +96,7 @@ def test_own_model_end_to_end(files, forked, capfd, monkeypatch):
     assert starts == pytest.approx(starts[:1] * 3, rel=0.02)  # the same weights, batch
 
 
+@pytest.mark.long
 def test_replicas_on_logical_cpus(files, forked, capfd):
     options = ["--replicas", "2", "--policy", "mixed_float16"]
     sizes = ["--epochs", "1", "--batch-size", "9"]
@@ -104,6 +106,7 @@ def test_replicas_on_logical_cpus(files, forked, capfd):
     assert "batch size 8 instead of 9" in output
 
 
+@pytest.mark.long
 def test_workers_train_as_one_process_does(files, forked, capfd):
     options = ["--policy", "mixed_float16", "--epochs", "2", "--batch-size", "8"]
     assert cli.main(["train", *files, *options, "--workers", "2"]) == 0
@@ -124,6 +127,7 @@ def test_workers_train_as_one_process_does(files, forked, capfd):
         assert validation == pytest.approx(expected, tolerance)
 
 
+@pytest.mark.long
 def test_what_a_child_refuses_is_told_without_a_traceback(
     tmp_path, files, forked, capfd
 ):
@@ -133,6 +137,7 @@ def test_what_a_child_refuses_is_told_without_a_traceback(
     assert "add --loss" in errors and "Traceback" not in errors
 
 
+@pytest.mark.long
 def test_a_child_that_fails_shows_its_last_lines(files, forked, capfd, monkeypatch):
     monkeypatch.setattr(worker, "main", operator.truediv)  # fails: three arguments
     assert cli.main(["train", *files, *TWO_RUNS]) == 1
@@ -150,6 +155,7 @@ def children():
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "workers, name",
     [("1", "the mixed_bfloat16 run"), ("2", "worker 1 of the float32 run")],
@@ -194,6 +200,7 @@ def group_ends(group, seconds):
     return False
 
 
+@pytest.mark.long
 def test_interrupting_two_workers_ends_them(files, forked, capfd, monkeypatch):
     go = runner.Team.go
 
@@ -215,6 +222,7 @@ def test_interrupting_two_workers_ends_them(files, forked, capfd, monkeypatch):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.long
 def test_interrupting_a_command_ends_its_children(files):
     script = """
         import signal, sys

@@ -42,6 +42,7 @@ def failures(case, mode):
 @pytest.mark.every(8)
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 # TensorFlow's own loops over a batch, traced anew for each shape.
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_keras_mp_is_within_its_bounds(case):
     assert failures(case, "keras_mp") == {}

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from support.architectures import BATCH, QUICK, SLOW, built, images
+from support.architectures import BATCH, CASES, built, images
 
 import keras_mp
 from benchmarks.workloads import WORKLOADS
@@ -13,16 +13,7 @@ LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 @pytest.mark.every(4)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        *(pytest.param(each, id=name) for name, each in QUICK.items()),
-        *(
-            pytest.param(each, id=name, marks=pytest.mark.slow)
-            for name, each in SLOW.items()
-        ),
-    ],
-)
+@pytest.mark.parametrize("architecture", CASES)
 def test_applications(architecture, policy):
     x, y = images(architecture.size), np.arange(BATCH)
     model = built(architecture, x)
@@ -35,6 +26,7 @@ def test_applications(architecture, policy):
     assert found.culprits == ()
 
 
+@pytest.mark.long
 @pytest.mark.every(3)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("name", WORKLOADS)

@@ -223,6 +223,7 @@ FAULTS = [
 
 
 # NumPy, by which TensorFlow makes the constant -1e9 of float16.
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.every(3)
 @pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
@@ -245,6 +246,7 @@ def test_a_planted_fault_is_named_and_nothing_else(plant):
 SKIPPED = [fault for fault in FAULTS if fault is not vanishing]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.every(3)
 @pytest.mark.parametrize("plant", SKIPPED, ids=lambda plant: plant.__name__)

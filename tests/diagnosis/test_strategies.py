@@ -6,9 +6,12 @@ import sys
 
 import keras
 import numpy as np
+import pytest
 from support.processes import mirrored, run_alone
 
 import keras_mp
+
+pytestmark = pytest.mark.long
 
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
 Y = X[:, :1]

@@ -7,6 +7,8 @@ from keras import layers
 
 import keras_mp
 
+pytestmark = pytest.mark.long
+
 X = np.random.default_rng(0).normal(size=(16, 6, 8)).astype("float32")
 Y = np.random.default_rng(1).integers(3, size=16)
 

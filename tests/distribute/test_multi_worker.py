@@ -18,6 +18,8 @@ import pytest
 from support import network
 from support.processes import Forked, run_workers, workers
 
+pytestmark = pytest.mark.long
+
 WORKERS = 2
 COUNTS_BYTES = sys.platform == "linux"
 PATIENCE = 20  # seconds for a step that takes a tenth of one unless workers deadlock

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from support.processes import on_two_replicas, strategy_here
 
+pytestmark = pytest.mark.long
+
 WAYS = ["eager", "graph", "accumulation", "summed"]
 STEPS, PLANTED = 14, 10
 

@@ -16,6 +16,8 @@ from support.processes import mirrored, run_alone
 import keras_mp
 from keras_mp.wrapping import is_wrapped
 
+pytestmark = pytest.mark.long
+
 
 @functools.cache
 def run_group(group):

@@ -11,6 +11,8 @@ from support.processes import run_alone, run_workers, strategy_here
 
 import keras_mp
 
+pytestmark = pytest.mark.long
+
 ROWS = 16
 X = np.random.default_rng(0).normal(size=(ROWS, 4)).astype("float32")
 FIRST, SECOND = slice(0, ROWS // 2), slice(ROWS // 2, ROWS)

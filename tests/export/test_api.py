@@ -37,6 +37,7 @@ def test_keras_own_export_serves_float16(tmp_path):
     assert loaded.serve(np.ones((1, 4), "float32")).dtype == tf.float32
 
 
+@pytest.mark.long
 def test_tflite_of_a_float16_convolution_fails_without_us(tmp_path):
     convolutions = [keras.layers.Conv2D(4, 3) for _ in range(2)]
     model = keras.Sequential([keras.Input((8, 8, 3)), *convolutions])
@@ -49,12 +50,14 @@ def test_tflite_of_a_float16_convolution_fails_without_us(tmp_path):
     check_export(model, [x], tmp_path, "tflite")
 
 
+@pytest.mark.long
 @pytest.mark.every(3)
 @pytest.mark.parametrize("format", ALL)
 def test_mobilenet(tmp_path, format):
     check_export(mobilenet(), [images(3)], tmp_path, format)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])
 @pytest.mark.parametrize("format", ALL)
 def test_transformer(tmp_path, format, kind):
@@ -64,12 +67,14 @@ def test_transformer(tmp_path, format, kind):
     check_export(model, [ids], tmp_path, format)
 
 
+@pytest.mark.long
 def test_ids_of_a_subclassed_model_stay_integers_if_told(tmp_path):
     model = shared_transformer("subclassed")
     spec = keras.InputSpec(shape=(None, 12), dtype="int32")
     check_export(model, [token_ids(5)], tmp_path, "tflite", input_signature=[spec])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["float16", "bfloat16", "mixed_bfloat16", "float32"])
 @pytest.mark.parametrize("format", ALL)
 def test_policies(tmp_path, format, policy):
@@ -128,6 +133,7 @@ def two_arrays(structure):
     return {"b": b, "a": a} if structure == "dict" else [a, b]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("structure", ["dict", "list"])
 @pytest.mark.parametrize("format", ALL)
 def test_several_inputs_masks_and_recurrence(tmp_path, format, structure):

@@ -12,6 +12,7 @@ from keras_mp.export import agreement
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tf2onnx.*")
 
 
+@pytest.mark.long
 def test_what_is_there_is_kept_unless_told(tmp_path):
     model = dense()
     for name in ("model", "model.tflite"):

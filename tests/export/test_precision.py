@@ -22,6 +22,7 @@ import keras_mp
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tf2onnx.*")
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize("kind", ["functional", "subclassed"])
 def test_training_goes_on_bit_for_bit(tmp_path, kind):
@@ -86,6 +87,7 @@ def test_an_input_that_was_made_in_float16(tmp_path):
     assert model(x) == 2048 and model.input.dtype == "float16"
 
 
+@pytest.mark.long
 def test_replicas(tmp_path):
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():

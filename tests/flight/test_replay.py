@@ -59,6 +59,7 @@ def seeds(model):
     return model.get_layer("drop").seed_generator.state.numpy().tolist()
 
 
+@pytest.mark.long
 def test_the_random_numbers_are_those_of_the_step(recorded):
     model, _, file = recorded
     before = seeds(model), [each.copy() for each in model.get_weights()]
@@ -83,6 +84,7 @@ def test_the_random_numbers_are_those_of_the_step(recorded):
     assert outcomes == {True, False}
 
 
+@pytest.mark.long
 def test_other_weights_are_warned_of(recorded):
     _, path, file = recorded
     model = keras_mp.load_model(path)
@@ -92,6 +94,7 @@ def test_other_weights_are_warned_of(recorded):
         keras_mp.replay(file, model)
 
 
+@pytest.mark.long
 def test_another_model(recorded):
     model = keras.Sequential([keras.Input((32,)), layers.Dense(1)], name="other")
     model.compile("sgd", "mse")
@@ -126,6 +129,7 @@ def test_the_command(recorded, capsys):
     assert output.index("now:\nloss") < output.index("float32=['wide']")
 
 
+@pytest.mark.long
 def test_the_command_in_a_process(recorded):
     _, path, file = recorded
     command = [sys.executable, "-m", "keras_mp", "replay", file, "--model", path]

@@ -64,6 +64,7 @@ def test_keras_operations_on_a_large_variable_are_a_function(shape, calls):
     assert done.count("StatefulPartitionedCall") == calls
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_a_bad_step_compiles_to_no_change(name, monkeypatch):
     monkeypatch.setattr(stacks, "LARGE", 36)

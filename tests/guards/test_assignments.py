@@ -79,6 +79,7 @@ def trained(layer, policy, eagerly=False):
 LOW = pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @LOW
 def test_counters_count_on_and_code_keeps_its_dtype(policy):
@@ -89,6 +90,7 @@ def test_counters_count_on_and_code_keeps_its_dtype(policy):
     assert keras.backend.standardize_dtype(layer.seen) == policy.removeprefix("mixed_")
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @LOW
 def test_moving_averages_are_not_rounded(policy):
@@ -98,6 +100,7 @@ def test_moving_averages_are_not_rounded(policy):
     assert float(layer.down) == float(layer.steps) + 1.0
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @LOW
 def test_metrics_inside_layers_are_not_rounded(policy):
@@ -105,6 +108,7 @@ def test_metrics_inside_layers_are_not_rounded(policy):
     assert float(layer.metric.result()) == pytest.approx(0.3, rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @LOW
 def test_variables_of_layers_inside_count_too(policy):
@@ -119,6 +123,7 @@ def test_eager_steps():
     assert float(layer.steps) == pytest.approx(3 * (1 - 0.999**40), rel=1e-5)
 
 
+@pytest.mark.long
 def test_float32_is_left_alone():
     layer = trained(Average(), "float32")
     assert "assign" not in vars(layer.steps)

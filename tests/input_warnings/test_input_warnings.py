@@ -98,6 +98,7 @@ def test_inputs_in_any_structure(x):
     assert "'price'" in warned(functional(), x)[0]
 
 
+@pytest.mark.long
 def test_structures_change_and_names_stay():
     model = compiled(functional())
     assert "'rest'" in fit(model, [SMALL, LARGE], TARGET)[0]
@@ -111,6 +112,7 @@ def test_an_input_behind_layers_that_follow():
     assert "'rest'" in message and "'mixes'" in message
 
 
+@pytest.mark.long
 def test_a_subclassed_model_rounds_by_itself():
     (message,) = warned(Net(), LARGE)
     assert "'0' of model 'net'" in message and "'net' (Net)" in message
@@ -123,6 +125,7 @@ def test_a_sequential_model_without_input():
     assert "'reads'" in message
 
 
+@pytest.mark.long
 def test_whole_numbers_that_have_no_16_bits():
     (message,) = warned(sequential(), IDS)
     assert "2049" in message and "up to 2,048" in message
@@ -151,6 +154,7 @@ def test_layers_that_read_data_are_left_in_peace(make):
     assert warned(make(layers.Embedding(80_000, 2)), IDS) == []
 
 
+@pytest.mark.long
 def test_a_layer_that_scales_data_is_left_in_peace():
     for scales in (layers.Normalization(mean=0.0, variance=1e12), layers.Rescaling(1)):
         scales.build(
@@ -294,6 +298,7 @@ def test_watching_is_not_saved(tmp_path):
     assert len(fit(loaded, LARGE, TARGET)) == 1
 
 
+@pytest.mark.long
 def test_every_replica_notes_its_share():
     both, second, neither = run_alone(__file__)
     assert [len(both), len(second), len(neither)] == [1, 1, 0]

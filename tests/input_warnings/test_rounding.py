@@ -60,6 +60,7 @@ def test_every_path_is_followed(path):
     assert "Input 'x'" in message and "'reads' (Dense)" in message
 
 
+@pytest.mark.long
 def test_what_counts_is_the_number_that_is_cast():
     assert faults(lambda: graph(lambda x: x * 1e-4), LARGE) == []
     (message,) = faults(lambda: graph(lambda x: x * 1e6), SMALL)
@@ -68,6 +69,7 @@ def test_what_counts_is_the_number_that_is_cast():
     assert faults(lambda: graph(lambda x: x[:, :1]), late) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("eager", [False, True])
 def test_a_model_of_ones_own_beside_an_embedding(eager):
     ids = np.array([1, 2049, 4097, 3])

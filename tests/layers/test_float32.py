@@ -419,6 +419,7 @@ def test_save_and_load(inner, kind, tmp_path):
     } == {"float32"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_compile_and_fit_two_steps(kind, tmp_path):
     model = in_models(

@@ -133,6 +133,7 @@ def long_case(case):
     return pytest.param(*case, marks=marks)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not pathlib.Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"
 )
@@ -179,6 +180,7 @@ def test_activations_grow_with_the_batch_and_weights_do_not():
     assert many.activations == pytest.approx(2 * few.activations, rel=0.02)  # scalars
 
 
+@pytest.mark.long
 def test_half_precision_halves_activations_but_not_weights():
     model = keras.Sequential([keras.Input((64,))])
     for _ in range(24):
@@ -191,6 +193,7 @@ def test_half_precision_halves_activations_but_not_weights():
     assert half.activations < 0.75 * full.activations  # batch and loss are float32
 
 
+@pytest.mark.long
 def test_largest_batch_is_the_last_that_fits():
     few = memory.memory_report(small(), 64)
     limit = memory.memory_report(small(), 300_000).peak

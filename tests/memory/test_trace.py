@@ -146,6 +146,7 @@ def test_the_updates_are_those_of_the_device():
     assert stacked == (not tf.config.list_logical_devices("GPU"))
 
 
+@pytest.mark.long
 def test_a_model_trains_after_its_step_was_traced():
     model = small(optimizer="adam", loss="mse", policy="mixed_float16")
     data = np.ones((8, 4), "float32"), np.ones((8, 1), "float32")
@@ -193,6 +194,7 @@ def with_layer(layer):
     return keras.Model(inputs, layers.Dense(1)(layer(inputs)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [LooksAtNumbers, MadeOfAValue])
 @pytest.mark.parametrize("policy", [None, "mixed_float16"])
 def test_constructors_that_look_at_numbers_or_hold_them(make, policy):

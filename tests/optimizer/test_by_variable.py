@@ -56,6 +56,7 @@ def test_each_variable_counts_its_own_overflows(mode, inner):
     assert optimizer.stats()["skipped"] == 2
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize("jit_compile", [False, True])
 @DIRECT
@@ -141,6 +142,7 @@ def test_counts_of_any_rule():
     assert optimizer.overflows_by_variable() == {"kernel": [1]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [{}, {"jit_compile": True}, {"steps_per_execution": 4}])
 def test_fit_names_the_layer(how):
     model = model_for(**how)
@@ -260,6 +262,7 @@ def test_a_step_that_was_traced_before():
     assert optimizer.overflows_by_variable() == {"bias": [1]}
 
 
+@pytest.mark.long
 def test_fit_counts_after_its_step_is_traced_again():
     model = model_for()
     x, y = np.full((4, 2), 6e4, "float32"), np.ones((4, 1), "float32")

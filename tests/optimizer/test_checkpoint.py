@@ -94,6 +94,7 @@ def test_foreign_checkpoint_is_skipped_with_a_warning():
         loaded.load_own_variables({"0": np.zeros(1)})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["keras", "ours"])
 @DIRECT
 def test_model_file_of_either_class_resumes(way, tmp_path):

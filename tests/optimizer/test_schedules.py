@@ -66,6 +66,7 @@ def test_a_schedule_stands_still_or_moves_on(on_skip, mode):
     assert float(optimizer.learning_rate) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
 def test_a_schedule_moves_on_with_two_replicas(strategy):
     for result in on_two_replicas(strategy, __file__):
@@ -108,6 +109,7 @@ def test_dropped_micro_batches_count_as_micro_batches():
     assert float(optimizer.learning_rate) == 2.0**-4  # after eight micro-batches
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not importlib.util.find_spec("jax"), reason="Keras has stateless steps on JAX only"
 )

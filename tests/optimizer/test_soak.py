@@ -61,6 +61,7 @@ def outcome_of(result):
     return Outcome(skipped, 0 if lost else skipped, lost)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_thousand_steps(kind, check_faults):
     for result in run_alone(__file__, kind, "1000"):

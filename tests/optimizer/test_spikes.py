@@ -65,6 +65,7 @@ def test_planted_spikes_are_skipped_and_nothing_else(mode, inner):
     check_planted(optimizer_for(weights, inner), weights, mode)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["graph", "jit"])
 def test_planted_spikes_of_many_variables_updated_without_a_branch(mode):
     weights = [keras.Variable([1.0, 2.0]) for _ in range(120)]
@@ -210,6 +211,7 @@ def fit(model, x, y):
     model.fit(x, y, batch_size=1, shuffle=False, verbose=0)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_from_the_middle_of_a_window(tmp_path):
     x, y = data()
     whole = model_for()

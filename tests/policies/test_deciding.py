@@ -139,6 +139,7 @@ def case(request):
     return CASES[request.param]
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 def test_rules_hold_in_a_model_and_after_loading_it(case, tmp_path):
     build, rules, expected = case

@@ -26,6 +26,7 @@ def looked(look, **options):
     return callback.found, history
 
 
+@pytest.mark.long
 def test_epoch_iterator_of():
     assert private.epochs.epoch_iterator_of(made()) is None
     found, _ = looked(lambda steps: steps.num_batches)
@@ -48,17 +49,20 @@ def test_enumerate_with():
     assert seen == [(step, step) for step in range(8)] * 2
 
 
+@pytest.mark.long
 def test_element_specs():
     (x, y), _ = looked(private.epochs.element_specs)
     assert (x.shape, x.dtype) == ((None, 4), "float32")
     assert y.shape == (None, 2)
 
 
+@pytest.mark.long
 def test_new_iterator():
     found, _ = looked(lambda steps: len(list(private.epochs.new_iterator(steps))))
     assert found == 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shuffle, rows", [(True, False), ("batch", True)])
 def test_shuffling(shuffle, rows):
     found, _ = looked(private.epochs.shuffles_rows_of_batches, shuffle=shuffle)
@@ -67,6 +71,7 @@ def test_shuffling(shuffle, rows):
     assert not found  # `made` sets a seed
 
 
+@pytest.mark.long
 def test_py_dataset_of():
     class Data(keras.utils.PyDataset):
         def __len__(self):
@@ -81,6 +86,7 @@ def test_py_dataset_of():
     assert looked(private.epochs.py_dataset_of)[0] is None
 
 
+@pytest.mark.long
 def test_begin_with_epoch():
     class Begin(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):

@@ -47,6 +47,7 @@ def _with_keras(program, policy):
         return None, str(error)
 
 
+@pytest.mark.long
 @pytest.mark.every(4)
 @pytest.mark.parametrize("program, policy, way", CASES)
 def test_trains(program, policy, way):

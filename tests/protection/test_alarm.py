@@ -46,6 +46,7 @@ def test_gradients_that_overflow_are_named():
     assert "0 steps had a loss" in message
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 7}],

@@ -95,6 +95,7 @@ def run(ours, make, folder):
     return result
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize(
     "make",

@@ -89,6 +89,7 @@ def test_a_step_reads_the_mean_so_far_or_nan(options):
         np.testing.assert_equal([logs["mae"] for logs in epoch], [np.nan, 2, 2, 3])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", WAYS, ids=str)
 def test_an_epoch_in_which_no_loss_was_finite_reads_nan(options):
     model = frozen(metrics=["mae", keras.metrics.AUC(name="auc")], **options)
@@ -99,6 +100,7 @@ def test_an_epoch_in_which_no_loss_was_finite_reads_nan(options):
     assert model.optimizer.stats()["nonfinite_losses"] == 2
 
 
+@pytest.mark.long
 def test_train_on_batch_reads_nan_then_what_is():
     model = frozen(metrics=["mae"])
     assert np.isnan(model.train_on_batch(np.full((2, 1), np.inf), Y[:2])).all()
@@ -137,6 +139,7 @@ class Lowest(keras.metrics.Metric):
         return self.value
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", WAYS, ids=str)
 def test_metrics_that_hold_inf_or_nan_by_themselves_are_left_alone(options):
     model = frozen(metrics=[Lowest()], **options)
@@ -254,6 +257,7 @@ def test_a_model_without_a_guard_reads_what_keras_reads(policy):
     np.testing.assert_equal(ours, theirs)
 
 
+@pytest.mark.long
 def test_finite_steps_read_what_keras_reads():
     def read(compile, **arguments):
         keras.utils.set_random_seed(0)

@@ -24,6 +24,7 @@ import keras_mp
 WAYS = ["graph", "jit", "eager", "train_on_batch"]
 
 
+@pytest.mark.long
 @pytest.mark.every(3)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("make", [stateful_model, Subclassed])
@@ -87,6 +88,7 @@ def test_first_step_may_be_the_skipped_one(way):
     assert np.isfinite(model.evaluate(X, Y, verbose=0)).all()
 
 
+@pytest.mark.long
 def test_states_of_a_recurrent_layer_are_put_back():
     def states_after(batches):
         keras.utils.set_random_seed(0)
@@ -214,6 +216,7 @@ def test_a_train_step_that_scales_its_loss_in_its_own_way(scaled, options):
     np.testing.assert_allclose(weights[0], trained(plain)[0], atol=1e-2)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_scaled_where_it_is_traced_once():
     class Traced(keras.Sequential):
         @tf.function(reduce_retracing=True)

@@ -16,6 +16,8 @@ import keras_mp
 from keras_mp import watching
 from keras_mp.recording import BatchCallback, share
 
+pytestmark = pytest.mark.long
+
 ROWS = 22  # of batches of 4, the last is of 2
 
 

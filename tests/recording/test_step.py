@@ -4,6 +4,7 @@ import json
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from support.processes import mirrored, run_alone
 
@@ -67,6 +68,7 @@ def test_the_generator_that_belongs_to_no_model():
     assert seed.numpy().tolist() == before
 
 
+@pytest.mark.long
 def test_each_replica_keeps_what_it_has():
     assert run_alone(__file__) == {"changed": False, "replicas differ": True}
 

@@ -162,6 +162,7 @@ EACH = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize("policy, optimizer", SHORT)
 def test_policies_and_optimizers(policy, optimizer, tmp_path, check_faults):
@@ -175,6 +176,7 @@ def test_each_way_with_each(policy, optimizer, tmp_path, check_faults):
     check_faults(SAVED, gone_on(lambda: made(policy, optimizer), tmp_path))
 
 
+@pytest.mark.long
 def test_keras_alone_goes_on_with_other_random_numbers(tmp_path):
     """Else nothing here would be needed."""
     model = made()
@@ -191,6 +193,7 @@ def check_replicas(strategy, folder, check_faults, *arguments):
         check_faults(SAVED, Outcome(*outcome))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["mirrored", "multi-worker"])
 def test_replicas(strategy, tmp_path, check_faults):
     short = ("mixed_bfloat16", "window", "KINDS")
@@ -211,6 +214,7 @@ def test_another_process(tmp_path):
     assert run_alone(__file__, "load", str(tmp_path / "model.keras")) == go_on(model)
 
 
+@pytest.mark.long
 def test_a_checkpoint_restores_random_generators_at_once(tmp_path):
     """For loops of the user's own, which never call ``fit``."""
     model = made()
@@ -225,6 +229,7 @@ def test_a_checkpoint_restores_random_generators_at_once(tmp_path):
 
 # Keras 3.15 finds variables by path, and that of a Sequential model's is another one in
 # the model that it loads: without a word it loads nothing.
+@pytest.mark.long
 @pytest.mark.skipif(
     importlib.util.find_spec("orbax") is None
     or not hasattr(keras.callbacks, "OrbaxCheckpoint"),
@@ -242,6 +247,7 @@ def test_orbax(tmp_path):
     assert go_on(load()) == straight
 
 
+@pytest.mark.long
 def test_the_generator_of_layers_without_a_seed(tmp_path):
     """Keras's global one, which draws for `keras.random` without a seed."""
 
@@ -266,6 +272,7 @@ def test_the_generator_of_layers_without_a_seed(tmp_path):
 # What is left alone.
 
 
+@pytest.mark.long
 def test_plain_keras_opens_the_file(tmp_path):
     model = made()
     train(model, FIRST)
@@ -287,6 +294,7 @@ def test_assets_of_the_models_own_are_saved(tmp_path):
         assert archive.read("assets/own.txt") == b"own"
 
 
+@pytest.mark.long
 def test_assets_that_the_model_loads_itself(tmp_path):
     @keras.saving.register_keras_serializable("tests")
     class Loading(keras.Sequential):
@@ -306,6 +314,7 @@ def test_assets_that_the_model_loads_itself(tmp_path):
     assert not hasattr(keras.Model, "load_assets")
 
 
+@pytest.mark.long
 def test_a_file_of_another_number_of_replicas_is_loaded_with_a_warning(tmp_path):
     model = made()
     train(model, FIRST)

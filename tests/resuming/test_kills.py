@@ -44,6 +44,7 @@ def survive(folder, ways, straight):
     return Outcome(killed, killed * same, () if same else ("other weights",))
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_of_writes(straight, tmp_path, check_faults):
     ways = [{"write": number} for number in (3, 250, 431)]
     found = survive(tmp_path, ways, straight)
@@ -66,6 +67,7 @@ def test_killed_twenty_times_in_a_row(seed, straight, tmp_path, check_faults):
     check_faults(TRAINING, found)
 
 
+@pytest.mark.long
 def test_killed_at_every_write_of_a_backup(tmp_path, check_faults):
     """One backup after another: the last whole one, or the new one, can be read."""
     found = Outcome(*run_alone(__file__, "every write", str(tmp_path)))

@@ -9,6 +9,7 @@ import keras_mp
 from keras_mp.resuming import values
 
 
+@pytest.mark.long
 def test_each_variable_once():
     model = made()
     trained(model, arrays(), epochs=1)
@@ -26,6 +27,7 @@ def test_several_optimizers():
     assert {"optimizer", "second"} <= found
 
 
+@pytest.mark.long
 def test_left_out_of_files():
     """On one device only the states of random generators."""
     model = made()

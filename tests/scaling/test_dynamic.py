@@ -299,6 +299,7 @@ def test_tolerance_is_reached_exactly(tolerance, overflows, steps):
     assert numbers(rule.update(state, Verdict(BAD)))[0] == 32768.0
 
 
+@pytest.mark.long
 def test_every_share_of_few_steps_reaches_itself_as_tolerance():
     missed = []
     for steps in range(2, 31):
@@ -362,6 +363,7 @@ def configs(draw):
     }
 
 
+@pytest.mark.long
 @given(
     config=configs(),
     verdicts=st.lists(

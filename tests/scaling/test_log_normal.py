@@ -158,6 +158,7 @@ def test_backoff_factor_bounds_the_step_after_an_overflow():
     assert states[0].scale == 2.0**10
 
 
+@pytest.mark.long
 def test_200_overflows_end_at_the_floor_and_not_at_zero():
     states = run([OVERFLOWED] * 200)
     assert scales(states)[-1] == 1.0
@@ -198,6 +199,7 @@ def test_never_asks_to_stop():
     assert rule.exhausted(rule.init(), Verdict(False, np.nan)) is False
 
 
+@pytest.mark.long
 def test_long_run_of_log_normal_gradients_overflows_rarely():
     # With the decays near 1 the estimates settle: 3.09 sigmas leave one step in 1000.
     random = np.random.default_rng(0)
@@ -229,6 +231,7 @@ def configs(draw):
 LARGESTS = st.floats(-20.0, 10.0).map(lambda x: float(np.float32(2.0**x)))
 
 
+@pytest.mark.long
 @given(
     config=configs(),
     largests=st.lists(

@@ -46,6 +46,7 @@ def test_logs_come_without_an_optional(no_optional):
         model(plain).fit(batches(), shuffle=False, verbose=0)
 
 
+@pytest.mark.long
 @pytest.mark.every(2)
 @pytest.mark.parametrize(
     "options",
@@ -132,6 +133,7 @@ def fit_two(two):
     two.fit(x, [y, y], epochs=2, verbose=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [{}, {"jit_compile": True}, {"steps_per_execution": 2}],
@@ -149,6 +151,7 @@ def shapes(variables):
     return [(tuple(variable.shape), variable.dtype) for variable in variables]
 
 
+@pytest.mark.long
 def test_variables_are_those_of_keras():
     ours = two_outputs(keras_mp.compile, policy="mixed_float16")
     bare = two_outputs(plain)
@@ -233,6 +236,7 @@ def own_loss(y, prediction):
 own_loss.calls = 0
 
 
+@pytest.mark.long
 def test_what_the_users_own_layer_creates_in_training_is_trained():
     made = []
     for compile in keras_mp.compile, plain:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import applications
 
@@ -25,10 +26,8 @@ class Architecture(NamedTuple):
     options: dict = {}
 
 
-QUICK = {
+ARCHITECTURES = {
     "MobileNetV2": Architecture(applications.MobileNetV2, options={"alpha": 0.35}),
-}
-SLOW = {
     "ConvNeXtTiny": Architecture(applications.ConvNeXtTiny),
     "DenseNet121": Architecture(applications.DenseNet121),
     "InceptionV3": Architecture(applications.InceptionV3, size=75),
@@ -40,6 +39,14 @@ SLOW = {
     "VGG16": Architecture(applications.VGG16),
     "Xception": Architecture(applications.Xception, size=71),
 }
+# The smallest for CI, the others when asked for.
+MARKS = dict.fromkeys(ARCHITECTURES, pytest.mark.slow) | {
+    "MobileNetV2": pytest.mark.long
+}
+CASES = [
+    pytest.param(each, id=name, marks=MARKS[name])
+    for name, each in ARCHITECTURES.items()
+]
 
 
 def images(size):
