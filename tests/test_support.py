@@ -26,7 +26,7 @@ KNOWN = {
 }
 
 
-# Of ours, what the whole suite has time for.
+# Of ours, what `pytest` has time for without the long tests.
 FIRST = [("mirrored-2", "fit", "overflow"), ("mirrored-2", "loop", "trains")]
 
 

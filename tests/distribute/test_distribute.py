@@ -16,6 +16,8 @@ import pytest
 from support.graphs import needed_for
 from support.processes import mirrored, run_alone, split_cpu
 
+pytestmark = pytest.mark.long
+
 CLIPPINGS = ["none", "clipnorm", "global_clipnorm", "clipvalue"]
 # Others are Keras's update alone behind Keras's clipping, and take turns with it.
 CLIPPED_IN_ALL_WAYS = {"SGD", "Adam", "AdamW", "MultiOptimizer"}
@@ -57,7 +59,6 @@ def trained():
     return {replicas: run_case("optimizers", replicas) for replicas in (1, 2)}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("name", "clipping"), pairs())
 def test_two_replicas_train_as_one(trained, name, clipping):
     one, two = (np.array(trained[n][f"{name} {clipping}"]) for n in (1, 2))
@@ -65,14 +66,12 @@ def test_two_replicas_train_as_one(trained, name, clipping):
     np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", optimizer_names())
 def test_clipping_changed_what_was_trained(trained, name):
     ends = [trained[2][f"{each} {way}"] for each, way in pairs() if each == name]
     assert len({tuple(end) for end in ends}) == len(ends) > 1
 
 
-@pytest.mark.long
 def test_large_variables_train_as_on_one_replica():
     one, two = (run_case("large", replicas) for replicas in (1, 2))
     assert one.keys() == two.keys() == LARGE_WITH
@@ -88,19 +87,16 @@ def steps():
     return run_case("steps", 2)
 
 
-@pytest.mark.long
 def test_gradients_cross_the_network_once(steps):
     # One all-reduce of both gradients, (4, 3) and (3,), in float32; no other one.
     assert steps["plain"]["traffic"] == [["float32", 15]]
 
 
-@pytest.mark.long
 def test_accumulated_gradients_cross_the_network_once_per_window(steps):
     # The verdicts in between are at hand, on one machine.
     assert steps["accumulation"]["traffic"] == [["float32", 15]]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_all_reduce_dtype_halves_the_traffic_and_little_else(steps, dtype):
     assert steps[dtype]["traffic"] == [[dtype, 15]]
@@ -111,26 +107,22 @@ def test_all_reduce_dtype_halves_the_traffic_and_little_else(steps, dtype):
     assert not np.array_equal(narrow, plain)
 
 
-@pytest.mark.long
 def test_sums_in_float16_do_not_overflow_where_the_parts_fit(steps):
     # 60,000 on each of two replicas; float16 ends at 65,504.
     assert steps["large parts"]["stats"]["skipped"] == 0
     np.testing.assert_allclose(steps["large parts"]["update"], -120000.0, rtol=2**-10)
 
 
-@pytest.mark.long
 def test_a_part_that_does_not_fit_float16_is_an_overflow(steps):
     assert steps["too large a part"]["update"] == [0.0] * 15
     assert steps["too large a part"]["overflows"] == [0, 0]  # it fitted float32
 
 
-@pytest.mark.long
 def test_gradients_unscaled_by_the_loop_survive_a_float16_all_reduce(steps):
     # 1e-8 is 0 in float16, 1e-8 times the scale is not.
     np.testing.assert_allclose(steps["small parts"]["update"], -2e-8, rtol=2**-10)
 
 
-@pytest.mark.long
 def test_sparse_gradients_are_narrowed_where_tensorflow_can(steps):
     assert ["float16", 6] in steps["sparse float16"]["traffic"]
     assert ["float32", 6] in steps["sparse bfloat16"]["traffic"]
@@ -142,19 +134,16 @@ def test_sparse_gradients_are_narrowed_where_tensorflow_can(steps):
         )
 
 
-@pytest.mark.long
 def test_gradients_that_the_loop_has_summed_are_not_summed_again(steps):
     assert steps["summed by the loop"]["update"] == steps["plain"]["update"]
     assert steps["summed by the loop"]["traffic"] == []
 
 
-@pytest.mark.long
 def test_gradients_that_the_loop_has_summed_are_judged_on_every_replica(steps):
     assert steps["summed, one bad"]["update"] == [0.0] * 15
     assert steps["summed, one bad"]["overflows"] == [0, 1]
 
 
-@pytest.mark.long
 def test_overflows_are_counted_by_replica(steps):
     assert steps["plain"]["overflows"] == [0, 0]
     assert steps["first bad"]["overflows"] == [1, 0]
@@ -162,7 +151,6 @@ def test_overflows_are_counted_by_replica(steps):
     assert steps["accumulation, one bad"]["overflows"] == [0, 1]
 
 
-@pytest.mark.long
 def test_a_sum_that_overflows_is_skipped_and_is_no_replicas_fault(steps):
     # 2e38 on each of two replicas; float32 ends at 3.4e38.
     assert steps["large sum"]["update"] == [0.0] * 15
@@ -170,28 +158,23 @@ def test_a_sum_that_overflows_is_skipped_and_is_no_replicas_fault(steps):
     assert steps["large sum"]["stats"]["skipped"] == 1
 
 
-@pytest.mark.long
 def test_largest_gradient_of_a_micro_batch_is_that_of_all_replicas(steps):
     # 2**20 on the second replica only: the first would see a headroom of 2**15.
     assert steps["log normal"]["stats"] == steps["log normal, swapped"]["stats"]
 
 
-@pytest.mark.long
 def test_values_that_overwrite_their_variable_are_the_largest_of_all(steps):
     assert steps["overwritten"]["update"][:12] == [5.0] * 12
 
 
-@pytest.mark.long
 def test_optimizer_of_another_scope_is_refused(steps):
     assert "strategy.scope()" in steps["created outside"]["error"]
 
 
-@pytest.mark.long
 def test_optimizer_that_is_built_by_its_first_step_starts_as_if_built_before(steps):
     assert steps["built late"]["update"] == steps["built before"]["update"]
 
 
-@pytest.mark.long
 def test_counts_of_another_number_of_replicas_start_afresh(steps):
     assert steps["loaded elsewhere"]["overflows"] == [1]
     assert steps["loaded elsewhere"]["stats"]["skipped"] == 1
@@ -207,12 +190,10 @@ def test_overflow_on_one_replica_skips_the_step_on_all():
     assert result["skipped"] == 1
 
 
-@pytest.mark.long
 def test_keras_own_class_lets_one_replica_ruin_all():
     assert run_case("keras_poison", 2)["weights_are_nan"]
 
 
-@pytest.mark.long
 def test_keras_own_class_clips_each_replica_alone():
     one, two = (run_case("keras_clip", replicas)["weights"] for replicas in (1, 2))
     difference = max(
@@ -236,7 +217,6 @@ def test_each_replica_puts_its_own_values_back_in_one_node():
     assert [place[-5:] for place in result["branches"]] == ["CPU:0", "CPU:1"]
 
 
-@pytest.mark.long
 @pytest.mark.internals
 def test_small_gradients_are_summed_in_stacks():
     result = run_case("stacks", 2)
